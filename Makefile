@@ -1,0 +1,92 @@
+# ringred: `make train` and `make test` on a fresh Linux machine with Python 3.10+, make and a C++ compiler.
+#
+# Variables: PYTHON (the interpreter .venv is made from; a torch that it has is used), CXX, PIP_* (read by pip),
+# CMAKE_BUILD_PARALLEL_LEVEL (default: 2 at most).
+
+ifneq ($(shell uname -s),Linux)
+$(error ringred needs Linux (memfd, futex), this is $(shell uname -s); use a container or a virtual machine)
+endif
+
+PYTHON ?= python3
+VENV := .venv
+CMAKE_FLAGS ?=
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell cores=$$(nproc); echo $$((cores < 2 ? cores : 2)))
+
+# PYTHON is looked up before .venv/bin comes first on PATH: .venv cannot be made from itself.
+BASE_PYTHON := $(shell PATH="$$(echo "$$PATH" | sed 's|^$(CURDIR)/$(VENV)/bin:||')" command -v $(PYTHON))
+GET_PYTHON := apt-get install python3-dev python3-venv (Debian, Ubuntu) or dnf install python3-devel (Fedora)
+SOURCES := $(shell find csrc ringred -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help train test bench dev lint format clean environment environment-dev install cpp-tests
+.PHONY: lint-ruff lint-format lint-mypy lint-clang lint-shell
+
+help:
+	@echo "make train    train the digits example on four ranks (installs into .venv first)"
+	@echo "make test     all tests: C++, pytest on 1 rank, then under mpirun with 2, 3 and 4"
+	@echo "make bench    time allreduce on two ranks"
+	@echo "make dev      the developer's environment: the above plus linters and formatters"
+	@echo "make lint     ruff, mypy, clang-format, shellcheck"
+	@echo "make format   let ruff and clang-format rewrite the sources"
+	@echo "make clean    remove build, reports and .venv"
+	@echo "PYTHON=/path/to/python chooses the interpreter; if it has a torch, that one is used."
+
+train: install
+	$(VENV)/bin/ringred run -np 4 examples/digits.py
+
+test: install cpp-tests
+	$(VENV)/bin/python tools/test.py --cpp build/tests
+
+bench: install
+	$(VENV)/bin/ringred bench allreduce -np 2
+
+dev: environment-dev install
+	@echo "ready: make test, make lint, make format"
+
+environment environment-dev:
+	@test -n "$(BASE_PYTHON)" || { echo "ringred: there is no $(PYTHON); install Python 3.10 or newer: $(GET_PYTHON)" >&2; exit 1; }
+	@$(BASE_PYTHON) tools/setup_environment.py $(if $(filter %-dev,$@),--dev)
+
+# A make of its own: whether the stamp is there is only known once .venv is up to date.
+install: environment
+	@$(MAKE) -s --no-print-directory $(VENV)/ringred-installed
+
+$(VENV)/ringred-installed: $(SOURCES)
+	@echo "building ringred"
+	@$(VENV)/bin/python -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+cpp-tests: environment
+	@mkdir -p build
+	@cmake -S . -B build/tests -G Ninja -DRINGRED_TESTS=ON $(CMAKE_FLAGS) > build/tests-configure.log 2>&1 \
+	  || { cat build/tests-configure.log; exit 1; }
+	@cmake --build build/tests
+
+# One target a tool, so that make --keep-going runs them all.
+lint: lint-ruff lint-format lint-mypy lint-clang lint-shell
+
+lint-ruff: environment-dev
+	ruff check .
+
+lint-format: environment-dev
+	ruff format --check .
+
+lint-mypy: environment-dev
+	mypy --strict ringred
+
+lint-clang: environment-dev
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r clang-format --dry-run -Werror
+
+lint-shell: environment-dev
+	shellcheck .ci/run
+
+format: environment-dev
+	ruff check --fix .
+	ruff format .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r clang-format -i
+
+clean:
+	rm -rf build reports $(VENV)

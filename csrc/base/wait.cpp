@@ -1,0 +1,193 @@
+#include "csrc/base/wait.h"
+
+#include <linux/futex.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+namespace ringred {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How long to yield before sleeping. With more ranks than cores a turn of the others takes tens of microseconds, and
+// a futex wake-up as much; an idle rank has to be asleep within a millisecond.
+constexpr auto yield_time = std::chrono::microseconds(300);
+
+// How long one sleep lasts at most: the interval at which signals and the peers' lives are looked at.
+constexpr long slice_nanoseconds = 100'000'000;
+
+long futex(std::atomic<std::uint32_t>* word, int operation, std::uint32_t value, const timespec* timeout) {
+  return ::syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(word), operation, value, timeout, nullptr, 0);
+}
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string in_seconds(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", seconds);
+  return text;
+}
+
+}  // namespace
+
+// One long wait, from the moment it is known to be long. The rungs: spin, yield, sleep.
+class Waiter::LongWait {
+ public:
+  LongWait(Waiter& waiter, int peer, FunctionRef<bool()> ready, FunctionRef<std::string()> sentence)
+      : waiter_(waiter), peer_(peer), ready_(ready), sentence_(sentence), start_(Clock::now()) {}
+
+  void run() {
+    if (waiter_.settings_.cores_suffice && spin()) return;
+    if (waiter_.hooks_) waiter_.hooks_->enter();
+    const Leave leave{waiter_.hooks_};
+    if (!yield()) sleep();
+  }
+
+ private:
+  struct Leave {
+    WaitHooks* hooks;
+    ~Leave() {
+      if (hooks) hooks->leave();
+    }
+  };
+
+  bool spin() {
+    while (Clock::now() - start_ < waiter_.settings_.spin)
+      for (int turn = 0; turn < 16; ++turn) {
+        if (ready_()) return true;
+        relax_processor();
+      }
+    return false;
+  }
+
+  bool yield() {
+    const auto start = Clock::now();
+    do {
+      sched_yield();
+      if (ready_()) return true;
+    } while (Clock::now() - start < yield_time);
+    return false;
+  }
+
+  void sleep() {
+    while (!ready_()) {
+      check_departures();
+      const bool interrupted = sleep_once();
+      if (ready_()) return;
+      if (interrupted || Clock::now() >= next_look_) look_around();
+    }
+  }
+
+  // Returns whether a signal came. Steps (1) and (2) of the protocol.
+  bool sleep_once() {
+    std::atomic<std::uint32_t>& doorbell = waiter_.peers_.doorbells[static_cast<std::size_t>(waiter_.rank_)]->awaited;
+    const std::uint32_t awaited = peer_ < 0 ? Doorbell::any_peer : static_cast<std::uint32_t>(peer_) + 1;
+    doorbell.store(awaited, std::memory_order_seq_cst);
+    const timespec slice{0, slice_nanoseconds};
+    const bool sleeping = !ready_() && !anyone_departed();
+    const bool signalled = sleeping && futex(&doorbell, FUTEX_WAIT, awaited, &slice) != 0 && errno == EINTR;
+    doorbell.store(0, std::memory_order_seq_cst);
+    return signalled;
+  }
+
+  bool anyone_departed() const {
+    return std::any_of(waiter_.peers_.departures.begin(), waiter_.peers_.departures.end(), [](const Departure* one) {
+      return one->state.load(std::memory_order_acquire) == Departure::broken;
+    });
+  }
+
+  // A rank that broke off takes everyone with it; one that left in good order is missed only by those who wait for it.
+  void check_departures() {
+    for (std::size_t peer = 0; peer < waiter_.peers_.departures.size(); ++peer) {
+      const Departure& departure = *waiter_.peers_.departures[peer];
+      const std::uint32_t state = departure.state.load(std::memory_order_acquire);
+      const bool missed = state == Departure::broken || (state == Departure::left && static_cast<int>(peer) == peer_);
+      if (!missed || ready_()) continue;
+      throw Error(ErrorKind::peer_lost, "rank " + std::to_string(peer) + " " + departure.reason + " while " + who());
+    }
+  }
+
+  void look_around() {
+    next_look_ = Clock::now() + std::chrono::nanoseconds(slice_nanoseconds);
+    if (waiter_.hooks_ && !waiter_.hooks_->poll())
+      throw Error(ErrorKind::interrupted, "interrupted by a signal while " + who());
+    check_lifelines();
+    const double waited = seconds_since(start_);
+    const WaitSettings& settings = waiter_.settings_;
+    if (settings.timeout_seconds > 0 && waited > settings.timeout_seconds)
+      throw Error(ErrorKind::timeout,
+                  who() + ", for more than RINGRED_TIMEOUT_SECONDS=" + in_seconds(settings.timeout_seconds) +
+                      ". Look at what that rank does (py-spy dump), or raise the limit.");
+    if (settings.stall_seconds > 0 && waited > settings.stall_seconds && !reported_ && waiter_.hooks_) {
+      reported_ = true;
+      waiter_.hooks_->report(who() + ", for " + in_seconds(settings.stall_seconds) + " s so far.");
+    }
+  }
+
+  void check_lifelines() {
+    for (std::size_t peer = 0; peer < waiter_.peers_.lifelines.size(); ++peer) {
+      pollfd lifeline{waiter_.peers_.lifelines[peer], POLLIN, 0};
+      if (lifeline.fd < 0 || ::poll(&lifeline, 1, 0) <= 0) continue;
+      // Its last stores may have come just before its end, and it may have left in good order.
+      const auto& departure = *waiter_.peers_.departures[peer];
+      const bool in_order = departure.state.load(std::memory_order_acquire) == Departure::left;
+      if ((in_order && static_cast<int>(peer) != peer_) || ready_()) continue;
+      throw Error(ErrorKind::peer_lost, "the process of rank " + std::to_string(peer) + " ended while " + who());
+    }
+  }
+
+  std::string who() const {
+    return "rank " + std::to_string(waiter_.rank_) + " waits for " + whom() + " " + sentence_();
+  }
+
+  std::string whom() const { return peer_ < 0 ? "its peers" : "rank " + std::to_string(peer_); }
+
+  Waiter& waiter_;
+  const int peer_;
+  FunctionRef<bool()> ready_;
+  FunctionRef<std::string()> sentence_;
+  const Clock::time_point start_;
+  Clock::time_point next_look_{};
+  bool reported_ = false;
+};
+
+Waiter::Waiter(int rank, Peers peers, WaitSettings settings, WaitHooks* hooks)
+    : rank_(rank),
+      mine_(static_cast<std::uint32_t>(rank) + 1),
+      peers_(std::move(peers)),
+      settings_(settings),
+      hooks_(hooks) {
+  for (std::size_t peer = 0; peer < peers_.doorbells.size(); ++peer)
+    if (static_cast<int>(peer) != rank) others_.push_back(peers_.doorbells[peer]);
+}
+
+void Waiter::wait_long(int peer, FunctionRef<bool()> ready, FunctionRef<std::string()> sentence) {
+  LongWait(*this, peer, ready, sentence).run();
+}
+
+// A waker that was held up here must not clear what the sleeper waits for by now.
+void Waiter::wake(Doorbell& doorbell, std::uint32_t awaited) {
+  if (doorbell.awaited.compare_exchange_strong(awaited, 0, std::memory_order_seq_cst))
+    futex(&doorbell.awaited, FUTEX_WAKE, 1, nullptr);
+}
+
+void Waiter::depart(Departure::State state, const std::string& reason) {
+  Departure& mine = *peers_.departures[static_cast<std::size_t>(rank_)];
+  if (mine.state.load(std::memory_order_relaxed) != Departure::present) return;
+  const std::size_t length = std::min(reason.size(), sizeof mine.reason - 1);
+  std::memcpy(mine.reason, reason.data(), length);
+  mine.reason[length] = '\0';
+  mine.state.store(state, std::memory_order_seq_cst);
+  for (Doorbell* doorbell : others_) wake(*doorbell, doorbell->awaited.load(std::memory_order_seq_cst));
+}
+
+}  // namespace ringred

@@ -1,0 +1,53 @@
+#include "csrc/engine/call.h"
+
+namespace ringred {
+namespace {
+
+// One round of multiply and shift, by the golden ratio: enough to tell calls apart; nobody attacks it.
+constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
+  hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
+  return hash ^ (hash >> 32);
+}
+
+}  // namespace
+
+std::uint64_t Call::fingerprint() const {
+  std::uint64_t hash = mix(
+      static_cast<std::uint64_t>(kind) << 16 | static_cast<std::uint64_t>(op) << 8 | static_cast<std::uint64_t>(dtype),
+      static_cast<std::uint64_t>(root) << 32 | shape.size());
+  for (const std::int64_t extent : shape) hash = mix(hash, static_cast<std::uint64_t>(extent));
+  for (const char letter : tag) hash = mix(hash, static_cast<unsigned char>(letter));
+  return hash;
+}
+
+std::string Call::describe() const {
+  std::string text(name_of(kind));
+  std::string arguments;
+  const auto add = [&](std::string_view name, const std::string& value) {
+    arguments += (arguments.empty() ? "" : ", ") + std::string(name) + "=" + value;
+  };
+  if (kind == CallKind::allreduce) add("op", std::string(name_of(op)));
+  if (kind == CallKind::broadcast) add("root_rank", std::to_string(root));
+  if (kind != CallKind::barrier) {
+    std::string extents;
+    for (const std::int64_t extent : shape) extents += (extents.empty() ? "" : ", ") + std::to_string(extent);
+    add("dtype", std::string(info(dtype).name));
+    add("shape", "[" + extents + "]");
+  }
+  if (!tag.empty()) add("tag", "'" + std::string(tag) + "'");
+  return text + "(" + arguments + ")";
+}
+
+std::string_view name_of(CallKind kind) {
+  switch (kind) {
+    case CallKind::barrier:
+      return "barrier";
+    case CallKind::broadcast:
+      return "broadcast";
+    case CallKind::allreduce:
+      return "allreduce";
+  }
+  return "?";
+}
+
+}  // namespace ringred

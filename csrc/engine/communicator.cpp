@@ -1,0 +1,252 @@
+#include "csrc/engine/communicator.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "csrc/leaf/broadcast.h"
+#include "csrc/leaf/one_shot.h"
+#include "csrc/leaf/two_shot.h"
+#include "csrc/memory/limits.h"
+
+namespace ringred {
+namespace {
+
+// A staging slot takes a cache line of every rank at least.
+Layout layout_of(int size, const Settings& settings) {
+  return {settings.one_shot_bytes, std::max(settings.slot_bytes, 64 * static_cast<std::size_t>(size))};
+}
+
+std::size_t arena_start(int size, const Settings& settings) {
+  constexpr std::size_t huge_page = std::size_t{2} << 20;
+  const std::size_t control = layout_of(size, settings).end() + SegmentLinks::memory_bytes(size, settings.chunk_bytes);
+  return (control + huge_page - 1) / huge_page * huge_page;
+}
+
+Waiter waiter_of(const Communicator::Setup& setup) {
+  Waiter::Peers peers;
+  for (std::byte* base : setup.bases) {
+    auto* block = reinterpret_cast<ControlBlock*>(base);
+    peers.doorbells.push_back(&block->doorbell);
+    peers.departures.push_back(&block->departure);
+  }
+  peers.lifelines = setup.lifelines;
+  const Settings& settings = setup.settings;
+  const bool cores_suffice = settings.wait == "auto" ? setup.cores_suffice : settings.wait == "spin";
+  return Waiter(setup.rank, std::move(peers),
+                {cores_suffice, std::chrono::microseconds(settings.spin_microseconds), settings.timeout_seconds,
+                 settings.stall_seconds},
+                setup.hooks.get());
+}
+
+std::string list(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (std::size_t i = 0; i < ranks.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
+  return text;
+}
+
+}  // namespace
+
+// One thread inside at a time. On the way out of an error that leaves the ranks in different places, the peers are
+// told.
+class Communicator::Entry {
+ public:
+  Entry(Communicator& communicator, const Call& call) : communicator_(communicator) {
+    const char* other = nullptr;
+    const char* name = name_of(call.kind).data();
+    if (!communicator.active_.compare_exchange_strong(other, name, std::memory_order_acquire))
+      fail_usage("One thread at a time may be in a synchronous call: this one calls " + std::string(name) +
+                 " while another is in " + other + ". Use a lock, or call from one thread.");
+    try {
+      check_usable(name);
+    } catch (...) {
+      communicator.active_.store(nullptr, std::memory_order_release);
+      throw;
+    }
+  }
+  ~Entry() { communicator_.active_.store(nullptr, std::memory_order_release); }
+
+ private:
+  void check_usable(const std::string& name) const {
+    if (communicator_.closed_)
+      fail_usage("A communicator ends with shutdown(): " + name +
+                 " was called on one that was shut down. Call init(), and bind plans again.");
+    if (!communicator_.broken_.empty())
+      throw Error(ErrorKind::peer_lost, "The communicator is broken since an earlier call: " + communicator_.broken_ +
+                                            " Call shutdown() and init() on all ranks that are left to go on.");
+  }
+
+  Communicator& communicator_;
+};
+
+// A call that moves much memory gives up the lock that others need (the GIL) for its whole length.
+class Communicator::LongCall {
+ public:
+  LongCall(WaitHooks* hooks, std::size_t bytes) : hooks_(bytes >= long_bytes ? hooks : nullptr) {
+    if (hooks_) hooks_->enter();
+  }
+  ~LongCall() {
+    if (hooks_) hooks_->leave();
+  }
+
+ private:
+  static constexpr std::size_t long_bytes = 128
+                                            << 10;  // some 5 us of reduction, ten times what giving up the lock costs
+  WaitHooks* hooks_;
+};
+
+std::shared_ptr<Arena> Communicator::make_arena(int size, const Settings& settings) {
+  const std::size_t start = arena_start(size, settings);
+  const std::size_t wanted = settings.arena_bytes > 0 ? settings.arena_bytes : machine_memory();
+  const std::size_t bytes = Layout::round_up(std::min(start + wanted, file_size_limit() - Layout::page));
+  if (bytes <= start)
+    fail_system("The shared segment needs " + in_words(start) + " for its slots, and 'ulimit -f' allows files of " +
+                in_words(file_size_limit()) + ". Raise that limit, or lower RINGRED_SLOT_BYTES.");
+  Segment segment = Segment::create(bytes, settings.huge_pages);
+  segment.commit(0, layout_of(size, settings).end());
+  return std::make_shared<Arena>(std::move(segment), start);
+}
+
+Communicator::Communicator(Setup setup)
+    : arena_(setup.arena),
+      settings_(setup.settings),
+      instruction_set_(instruction_set(setup.settings.isa)),
+      team_(setup.rank, setup.bases, layout_of(setup.size, setup.settings), waiter_of(setup)),
+      segments_(std::move(setup.segments)),
+      hooks_(std::move(setup.hooks)),
+      scheduled_(Scheduled::if_forced(team_, arena_->segment(), layout_of(setup.size, settings_).end(), settings_,
+                                      instruction_set_)) {}
+
+template <class Body>
+void Communicator::guarded(const Call& call, Body&& body) {
+  const Entry entry(*this, call);
+  try {
+    body();
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::usage || error.kind() == ErrorKind::mismatch) throw;
+    broken_ = error.what();
+    team_.waiter().depart(Departure::broken, std::string("broke off (") + error.what() + ")");
+    throw Error(error.kind(), broken_ +
+                                  (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
+                                  " Call shutdown() and init() on all ranks that are left to go on.");
+  }
+}
+
+// Waits for everybody's line, and raises where they differ.
+void Communicator::meet(const Call& call, Sentence sentence) {
+  team_.await_lines(sentence);
+  if (!team_.all_fingerprints_equal()) raise_mismatch(call);
+}
+
+void Communicator::barrier(std::string_view tag) {
+  Call call;
+  call.tag = tag;
+  guarded(call, [&] {
+    team_.begin_call();
+    team_.announce(call.fingerprint(), 0);
+    meet(call, [&] { return sentence_of(call); });
+  });
+}
+
+void Communicator::broadcast(const Call& call, std::byte* data, std::size_t bytes) {
+  if (call.root < 0 || call.root >= size())
+    fail_usage("root_rank must be a rank, 0 to " + std::to_string(size() - 1) + ": it is " + std::to_string(call.root) +
+               ".");
+  guarded(call, [&] {
+    const LongCall releasing(hooks_.get(), bytes);
+    const auto sentence = [&] { return sentence_of(call); };
+    const Broadcast bound{call.root, data, bytes, arena_->location(data, bytes), call.fingerprint()};
+    team_.begin_call();
+    broadcast_publish(team_, bound);
+    meet(call, sentence);
+    broadcast_complete(team_, bound, sentence);
+  });
+}
+
+Reduction Communicator::bind(const Call& call, const std::byte* input, std::byte* output, std::size_t count) const {
+  const std::size_t element_size = info(call.dtype).size;
+  return {input,
+          output,
+          count,
+          element_size,
+          reduce_kernel(instruction_set_, call.dtype, call.op),
+          size(),
+          arena_->location(output, count * element_size),
+          call.fingerprint()};
+}
+
+void Communicator::run(const Call& call, const Reduction& bound) {
+  guarded(call, [&] {
+    const LongCall releasing(hooks_.get(), bound.bytes());
+    Reduction reduction = bound;
+    if (size() == 1) return reduce_alone(reduction);
+    // An arena buffer is reduced where it lies.
+    if (reduction.location != 0 && reduction.input != reduction.output) {
+      std::memmove(reduction.output, reduction.input, reduction.bytes());
+      reduction.input = reduction.output;
+    }
+    const auto sentence = [&] { return sentence_of(call); };
+    team_.begin_call();
+    if (scheduled_) {
+      team_.announce(reduction.fingerprint, reduction.location);
+      meet(call, sentence);
+      scheduled_->allreduce(call, reduction, sentence);
+    } else if (reduction.bytes() <= settings_.one_shot_bytes) {
+      one_shot_publish(team_, reduction);
+      meet(call, sentence);
+      one_shot_combine(team_, reduction);
+    } else {
+      two_shot_publish(team_, reduction);
+      meet(call, sentence);
+      two_shot_complete(team_, reduction, sentence);
+    }
+  });
+}
+
+// The combination of one rank's values is these values.
+void Communicator::reduce_alone(const Reduction& reduction) {
+  if (reduction.input != reduction.output && reduction.count > 0)
+    std::memmove(reduction.output, reduction.input, reduction.bytes());
+}
+
+void Communicator::raise_mismatch(const Call& call) {
+  const std::string mine = call.describe();
+  char* description = team_.block(rank()).description;
+  const std::size_t length = std::min(mine.size(), sizeof(ControlBlock::description) - 1);
+  std::memcpy(description, mine.data(), length);
+  description[length] = '\0';
+  const auto sentence = [] { return std::string("to say what it called, after ranks were found to disagree"); };
+  team_.post();
+  team_.await_phase_of_all(team_.phase(), sentence);
+  const std::string text = mismatch_text();
+  team_.post();  // nobody writes a description again before all have read it
+  team_.await_phase_of_all(team_.phase(), sentence);
+  throw Error(ErrorKind::mismatch, text);
+}
+
+std::string Communicator::mismatch_text() const {
+  std::map<std::string, std::vector<int>> callers;
+  std::vector<std::string> order;
+  for (int peer = 0; peer < size(); ++peer) {
+    const std::string description = team_.block(peer).description;
+    if (callers[description].empty()) order.push_back(description);
+    callers[description].push_back(peer);
+  }
+  std::string text = "All ranks must make the same call:";
+  for (const std::string& description : order)
+    text += (description == order.front() ? " " : "; ") + list(callers[description]) + " called " + description;
+  return text + ". Nothing was changed, and the next call works.";
+}
+
+std::string Communicator::sentence_of(const Call& call) const {
+  const std::uint64_t number = team_.number();
+  return "in call " + std::to_string(number) + ", " + call.describe();
+}
+
+void Communicator::leave(const std::string& reason) {
+  closed_ = true;
+  team_.waiter().depart(Departure::left, "left (" + reason + ")");
+}
+
+}  // namespace ringred

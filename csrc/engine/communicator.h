@@ -1,0 +1,88 @@
+// One group of ranks and all that they share: memory, lines, phases, the wait loop. It owns everything that it uses;
+// there is nothing global, so n communicators can be n ranks in one process.
+//
+// Invariant: every call that returns, or that throws a usage or mismatch error, leaves all ranks at the same call
+// number and phase. Any other error breaks the communicator, on all ranks.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csrc/base/settings.h"
+#include "csrc/base/wait.h"
+#include "csrc/engine/call.h"
+#include "csrc/engine/scheduled.h"
+#include "csrc/leaf/reduction.h"
+#include "csrc/leaf/team.h"
+#include "csrc/memory/arena.h"
+#include "csrc/memory/segment.h"
+
+namespace ringred {
+
+class Communicator {
+ public:
+  // A rank's own memory comes first: its segment is made and committed here, so that peers may map it afterwards.
+  static std::shared_ptr<Arena> make_arena(int size, const Settings& settings);
+
+  struct Setup {
+    int rank = 0;
+    int size = 1;
+    std::shared_ptr<Arena> arena;   // of this rank
+    std::vector<std::byte*> bases;  // where each rank's segment is mapped here
+    std::vector<Segment> segments;  // what keeps the peers' mapped
+    std::vector<int> lifelines;     // for each rank: readable when its process ends; -1: none
+    bool cores_suffice = true;
+    Settings settings;
+    std::unique_ptr<WaitHooks> hooks;
+  };
+  explicit Communicator(Setup setup);
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return team_.rank(); }
+  int size() const { return team_.size(); }
+  Arena& arena() { return *arena_; }
+
+  void barrier(std::string_view tag = {});
+
+  // `data` holds `bytes` on every rank; afterwards all hold the root's.
+  void broadcast(const Call& call, std::byte* data, std::size_t bytes);
+
+  // Binds an allreduce to its buffers, for any number of run()s. The call's shape and tag must outlive the binding.
+  // Throws a usage error where the operator is not defined for the dtype.
+  Reduction bind(const Call& call, const std::byte* input, std::byte* output, std::size_t count) const;
+  void run(const Call& call, const Reduction& bound);
+
+  // Says to the peers that this rank takes no further part, in good order.
+  void leave(const std::string& reason);
+
+ private:
+  class Entry;
+  class LongCall;
+
+  template <class Body>
+  void guarded(const Call& call, Body&& body);
+  static void reduce_alone(const Reduction& reduction);
+  void meet(const Call& call, Sentence sentence);
+  [[noreturn]] void raise_mismatch(const Call& call);
+  std::string mismatch_text() const;
+  std::string sentence_of(const Call& call) const;
+
+  std::shared_ptr<Arena> arena_;
+  const Settings settings_;
+  const InstructionSet& instruction_set_;
+  Team team_;
+  const std::vector<Segment> segments_;
+  const std::unique_ptr<WaitHooks> hooks_;
+  std::optional<Scheduled> scheduled_;        // where an algorithm is forced
+  std::atomic<const char*> active_{nullptr};  // the call that a thread is in; taken and cleared by that thread
+  std::string broken_;                        // why the communicator is broken; empty: it is not
+  bool closed_ = false;                       // after leave()
+};
+
+}  // namespace ringred

@@ -1,0 +1,216 @@
+#include "csrc/python/arrays.h"
+
+#include <optional>
+#include <string>
+
+#include "csrc/base/error.h"
+#include "csrc/python/dlpack.h"
+
+namespace py = pybind11;
+
+namespace ringred {
+namespace {
+
+std::string type_name(py::handle array) {
+  const py::handle type = py::type::handle_of(array);
+  return py::str(type.attr("__module__")).cast<std::string>() + "." +
+         py::str(type.attr("__qualname__")).cast<std::string>();
+}
+
+[[noreturn]] void fail_contiguous(py::handle array) {
+  fail_usage("An array must be contiguous (C order) to be reduced where it lies: this " + type_name(array) +
+             " of shape " + py::str(array.attr("shape")).cast<std::string>() +
+             " is not. Call the form without underscore, or copy it (numpy.ascontiguousarray, tensor.contiguous()).");
+}
+
+[[noreturn]] void fail_read_only(py::handle array) {
+  fail_usage("An array that is reduced in place must be writable: this " + type_name(array) +
+             " is read-only. Call the form without underscore, or copy it.");
+}
+
+[[noreturn]] void fail_dtype(const std::string& dtype) {
+  std::string names;
+  for (const DTypeInfo& row : dtype_table) names += (names.empty() ? "" : ", ") + std::string(row.name);
+  fail_usage("The dtype must be one of " + names + ": it is " + dtype + ". Convert the array first.");
+}
+
+[[noreturn]] void fail_device(py::handle array, const std::string& device) {
+  fail_usage("An array must lie in main memory: this " + type_name(array) + " is on " + device +
+             ". Copy it to the CPU first; arrays on GPUs are not supported yet.");
+}
+
+DType sized(std::size_t bytes, std::span<const DType> candidates, const std::string& name) {
+  for (const DType dtype : candidates)
+    if (info(dtype).size == bytes) return dtype;
+  fail_dtype(name);
+}
+
+constexpr DType signed_types[] = {DType::i8, DType::i16, DType::i32, DType::i64};
+constexpr DType unsigned_types[] = {DType::u8, DType::u16, DType::u32, DType::u64};
+constexpr DType float_types[] = {DType::f16, DType::f32, DType::f64};
+constexpr DType complex_types[] = {DType::c64, DType::c128};
+
+// The format letters of Python's struct module; 'Z' before a float letter is a complex number.
+DType dtype_of_format(const char* format, std::size_t item_bytes) {
+  const std::string whole = format ? format : "B";
+  std::string letter = whole;
+  if (letter.starts_with('@') || letter.starts_with('=') || letter.starts_with('<')) letter.erase(0, 1);
+  if (letter.size() == 1) {
+    if (std::string("bhilq").find(letter) != std::string::npos) return sized(item_bytes, signed_types, whole);
+    if (std::string("BHILQ").find(letter) != std::string::npos) return sized(item_bytes, unsigned_types, whole);
+    if (std::string("efd").find(letter) != std::string::npos) return sized(item_bytes, float_types, whole);
+    if (letter == "?") return DType::boolean;
+  }
+  if (letter == "Zf" || letter == "Zd") return sized(item_bytes, complex_types, whole);
+  fail_dtype("'" + whole + "' (a struct format of " + std::to_string(item_bytes) + " bytes)");
+}
+
+DType dtype_of_dlpack(dlpack::DataType type) {
+  const std::string name = "DLPack code " + std::to_string(type.code) + " with " + std::to_string(type.bits) + " bits";
+  if (type.lanes != 1) fail_dtype(name + " and several lanes");
+  const std::size_t bytes = type.bits / 8;
+  switch (type.code) {
+    case dlpack::code_int:
+      return sized(bytes, signed_types, name);
+    case dlpack::code_uint:
+      return sized(bytes, unsigned_types, name);
+    case dlpack::code_float:
+      return sized(bytes, float_types, name);
+    case dlpack::code_complex:
+      return sized(bytes, complex_types, name);
+    case dlpack::code_bool:
+      return DType::boolean;
+    case dlpack::code_bfloat:
+      if (bytes == 2) return DType::bf16;
+      break;
+    default:
+      break;
+  }
+  fail_dtype(name);
+}
+
+// torch's classes and dtype objects, looked up once after torch was imported by the user.
+struct Torch {
+  py::object tensor_class, strided;
+  std::array<py::object, dtype_table.size()> dtypes;  // null where this torch has none
+
+  static const Torch* if_imported() {
+    static py::gil_safe_call_once_and_store<std::optional<Torch>> store;
+    if (!py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict()).contains("torch")) return nullptr;
+    return &*store.call_once_and_store_result([]() -> std::optional<Torch> { return Torch(); }).get_stored();
+  }
+
+  Torch() {
+    const py::module_ torch = py::module_::import("torch");
+    tensor_class = torch.attr("Tensor");
+    strided = torch.attr("strided");
+    for (std::size_t i = 0; i < dtypes.size(); ++i) {
+      const std::string name(dtype_table[i].name);
+      if (py::hasattr(torch, name.c_str())) dtypes[i] = torch.attr(name.c_str());
+    }
+  }
+
+  DType dtype_of(py::handle tensor) const {
+    const py::object dtype = tensor.attr("dtype");
+    for (std::size_t i = 0; i < dtypes.size(); ++i)
+      if (dtypes[i].is(dtype)) return dtype_table[i].dtype;
+    fail_dtype(py::str(dtype).cast<std::string>());
+  }
+};
+
+bool call_bool(py::handle object, const char* method) {
+  return object.attr(method)().cast<bool>();
+}
+
+}  // namespace
+
+ArrayView::ArrayView(py::handle array, Access access) {
+  const Torch* torch = PyObject_CheckBuffer(array.ptr()) ? nullptr : Torch::if_imported();
+  if (PyObject_CheckBuffer(array.ptr()))
+    from_buffer(array, access);
+  else if (torch && py::isinstance(array, torch->tensor_class))
+    from_tensor(array, access);
+  else if (py::hasattr(array, "__dlpack__"))
+    from_dlpack(array, access);
+  else
+    fail_usage("An array must be a numpy array, a torch tensor, or have the buffer protocol or __dlpack__: this is a " +
+               type_name(array) + ". Wrap it with numpy.asarray first.");
+}
+
+ArrayView::~ArrayView() {
+  if (buffer_.obj) PyBuffer_Release(&buffer_);
+}
+
+void ArrayView::add_extent(std::int64_t extent) {
+  if (dimensions_ == most_dimensions) fail_usage("An array may have at most 64 dimensions: this one has more.");
+  shape_[dimensions_++] = extent;
+  count_ *= static_cast<std::size_t>(extent);
+}
+
+void ArrayView::from_buffer(py::handle array, Access access) {
+  if (PyObject_GetBuffer(array.ptr(), &buffer_, PyBUF_FULL_RO) != 0) {
+    PyErr_Clear();
+    buffer_ = {};
+    // numpy cannot describe bfloat16 (ml_dtypes) as a buffer; its bits it can.
+    const std::string dtype = py::str(py::getattr(array, "dtype", py::str("unknown"))).cast<std::string>();
+    if (dtype != "bfloat16") fail_dtype(dtype);
+    keep_alive_ = array.attr("view")("uint16");
+    from_buffer(keep_alive_, access);
+    dtype_ = DType::bf16;
+    return;
+  }
+  dtype_ = dtype_of_format(buffer_.format, static_cast<std::size_t>(buffer_.itemsize));
+  if (!PyBuffer_IsContiguous(&buffer_, 'C')) fail_contiguous(array);
+  if (access == Access::write && buffer_.readonly) fail_read_only(array);
+  data_ = static_cast<std::byte*>(buffer_.buf);
+  for (int i = 0; i < buffer_.ndim; ++i) add_extent(buffer_.shape[i]);
+}
+
+void ArrayView::from_tensor(py::handle tensor, Access) {
+  const Torch& torch = *Torch::if_imported();
+  if (!tensor.attr("is_cpu").cast<bool>()) fail_device(tensor, py::str(tensor.attr("device")).cast<std::string>());
+  if (!py::object(tensor.attr("layout")).is(torch.strided))
+    fail_usage("A tensor must be dense: its layout is " + py::str(tensor.attr("layout")).cast<std::string>() +
+               ". Convert it with to_dense().");
+  dtype_ = torch.dtype_of(tensor);
+  const bool lazy =
+      info(dtype_).type_class == TypeClass::complex && (call_bool(tensor, "is_conj") || call_bool(tensor, "is_neg"));
+  if (lazy)
+    fail_usage("A complex tensor must not be a lazy conjugate: this one is. Call resolve_conj() or resolve_neg().");
+  if (!call_bool(tensor, "is_contiguous")) fail_contiguous(tensor);
+  data_ = reinterpret_cast<std::byte*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
+  for (const py::handle extent : tensor.attr("shape")) add_extent(extent.cast<std::int64_t>());
+}
+
+void ArrayView::from_dlpack(py::handle array, Access access) {
+  const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  if (device.first != dlpack::cpu && device.first != dlpack::cuda_host)
+    fail_device(array, "DLPack device type " + std::to_string(device.first));
+  py::object capsule;
+  try {
+    capsule = array.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    capsule = array.attr("__dlpack__")();
+  }
+  const bool versioned = PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned");
+  const char* name = versioned ? "dltensor_versioned" : "dltensor";
+  void* pointer = PyCapsule_GetPointer(capsule.ptr(), name);
+  if (!pointer) throw py::error_already_set();
+  const auto* whole = static_cast<const dlpack::Versioned*>(pointer);
+  const dlpack::Tensor& tensor = versioned ? whole->tensor : static_cast<const dlpack::Managed*>(pointer)->tensor;
+  // A capsule of the old form does not say whether its memory may be written.
+  const bool read_only = !versioned || (whole->flags & dlpack::flag_read_only) != 0;
+  if (access == Access::write && read_only) fail_read_only(array);
+  dtype_ = dtype_of_dlpack(tensor.dtype);
+  std::int64_t stride = 1;
+  for (int i = tensor.dimensions - 1; i >= 0 && tensor.strides; --i) {
+    if (tensor.shape[i] > 1 && tensor.strides[i] != stride) fail_contiguous(array);
+    stride *= tensor.shape[i];
+  }
+  for (int i = 0; i < tensor.dimensions; ++i) add_extent(tensor.shape[i]);
+  data_ = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+  keep_alive_ = capsule;  // its destructor calls the deleter, since nobody renames the capsule
+}
+
+}  // namespace ringred

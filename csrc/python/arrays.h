@@ -1,0 +1,50 @@
+// What an array argument is: where its elements lie, how many, of which type. Understands the buffer protocol (numpy),
+// torch tensors (asked directly: their __dlpack__ takes ten times as long) and DLPack.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "csrc/base/types.h"
+
+namespace ringred {
+
+class ArrayView {
+ public:
+  enum class Access { read, write };
+
+  // Throws a usage error that names the rule and what the argument is, for anything but a contiguous array in main
+  // memory of a dtype that ringred knows (and that may be written, for Access::write).
+  ArrayView(pybind11::handle array, Access access);
+  ArrayView(const ArrayView&) = delete;
+  ArrayView& operator=(const ArrayView&) = delete;
+  ~ArrayView();
+
+  std::byte* data() const { return data_; }
+  std::size_t count() const { return count_; }
+  std::size_t bytes() const { return count_ * info(dtype_).size; }
+  DType dtype() const { return dtype_; }
+  std::span<const std::int64_t> shape() const { return {shape_.data(), dimensions_}; }
+
+ private:
+  static constexpr std::size_t most_dimensions = 64;  // numpy's and torch's limit
+
+  void from_buffer(pybind11::handle array, Access access);
+  void from_tensor(pybind11::handle tensor, Access access);
+  void from_dlpack(pybind11::handle array, Access access);
+  void add_extent(std::int64_t extent);
+
+  std::byte* data_ = nullptr;
+  std::size_t count_ = 1;
+  DType dtype_ = DType::u8;
+  std::size_t dimensions_ = 0;
+  std::array<std::int64_t, most_dimensions> shape_;
+  Py_buffer buffer_{};             // released with the view
+  pybind11::object keep_alive_{};  // a DLPack capsule, or an array that this view was taken from
+};
+
+}  // namespace ringred

@@ -1,0 +1,149 @@
+#include "csrc/python/communicator.h"
+
+#include <pybind11/stl.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csrc/engine/communicator.h"
+#include "csrc/python/arrays.h"
+#include "csrc/python/gil_hooks.h"
+
+namespace py = pybind11;
+
+namespace ringred {
+namespace {
+
+Op op_of(int number) {
+  for (const OpInfo& row : op_table)
+    if (static_cast<int>(row.op) == number) return row.op;
+  fail_usage("op must be Sum, Average, Min, Max or Product: it is " + std::to_string(number) + ".");
+}
+
+Lookup lookup_in(const std::map<std::string, std::string>& environment) {
+  return [&environment](std::string_view name) -> std::optional<std::string> {
+    const auto found = environment.find(std::string(name));
+    if (found == environment.end()) return std::nullopt;
+    return found->second;
+  };
+}
+
+// What a rank makes before it knows its peers: its settings and its own memory.
+class Endpoint {
+ public:
+  Endpoint(int size, const std::map<std::string, std::string>& environment)
+      : settings_(read_settings(lookup_in(environment))), arena_(Communicator::make_arena(size, settings_)) {}
+
+  int descriptor() const { return arena_->segment().descriptor(); }
+  const Settings& settings() const { return settings_; }
+  std::shared_ptr<Arena> arena() const { return arena_; }
+
+ private:
+  Settings settings_;
+  std::shared_ptr<Arena> arena_;
+};
+
+std::shared_ptr<Communicator> connect(const Endpoint& endpoint, int rank, const std::vector<int>& descriptors,
+                                      const std::vector<int>& lifelines, bool cores_suffice, bool reports) {
+  Communicator::Setup setup;
+  setup.rank = rank;
+  setup.size = static_cast<int>(descriptors.size());
+  setup.arena = endpoint.arena();
+  for (int peer = 0; peer < setup.size; ++peer) {
+    if (peer != rank) setup.segments.push_back(Segment::map(descriptors[static_cast<std::size_t>(peer)]));
+    setup.bases.push_back(peer == rank ? setup.arena->segment().base() : setup.segments.back().base());
+  }
+  setup.lifelines = lifelines;
+  setup.cores_suffice = cores_suffice;
+  setup.settings = endpoint.settings();
+  setup.hooks = std::make_unique<GilHooks>(reports);
+  return std::make_shared<Communicator>(std::move(setup));
+}
+
+// An allreduce bound to one array: calling it parses nothing.
+class AllreducePlan {
+ public:
+  AllreducePlan(std::shared_ptr<Communicator> communicator, py::object array, int op, std::string tag)
+      : communicator_(std::move(communicator)),
+        array_(std::move(array)),
+        view_(array_, ArrayView::Access::write),
+        tag_(std::move(tag)),
+        call_{CallKind::allreduce, op_of(op), view_.dtype(), -1, view_.shape(), tag_},
+        reduction_(communicator_->bind(call_, view_.data(), view_.data(), view_.count())) {}
+
+  py::object operator()() const {
+    communicator_->run(call_, reduction_);
+    return array_;
+  }
+
+ private:
+  std::shared_ptr<Communicator> communicator_;
+  py::object array_;
+  ArrayView view_;
+  std::string tag_;
+  Call call_;
+  Reduction reduction_;
+};
+
+void allreduce(Communicator& communicator, py::handle input, py::handle output, int op, std::string_view tag) {
+  const ArrayView from(input, ArrayView::Access::read), to(output, ArrayView::Access::write);
+  if (from.dtype() != to.dtype() || from.count() != to.count())
+    fail_usage("Input and output must have the same dtype and number of elements: they have " +
+               std::string(info(from.dtype()).name) + " x " + std::to_string(from.count()) + " and " +
+               std::string(info(to.dtype()).name) + " x " + std::to_string(to.count()) + ".");
+  const Call call{CallKind::allreduce, op_of(op), from.dtype(), -1, from.shape(), tag};
+  communicator.run(call, communicator.bind(call, from.data(), to.data(), from.count()));
+}
+
+py::object allreduce_in_place(Communicator& communicator, py::object array, int op, std::string_view tag) {
+  const ArrayView view(array, ArrayView::Access::write);
+  const Call call{CallKind::allreduce, op_of(op), view.dtype(), -1, view.shape(), tag};
+  communicator.run(call, communicator.bind(call, view.data(), view.data(), view.count()));
+  return array;
+}
+
+py::object broadcast_in_place(Communicator& communicator, py::object array, int root, std::string_view tag) {
+  const ArrayView view(array, ArrayView::Access::write);
+  communicator.broadcast({CallKind::broadcast, Op::sum, view.dtype(), root, view.shape(), tag}, view.data(),
+                         view.bytes());
+  return array;
+}
+
+// Memory of the arena as a writable buffer of bytes.
+py::buffer_info buffer_of(Arena::Block& block) {
+  return py::buffer_info(reinterpret_cast<unsigned char*>(block.data()), static_cast<py::ssize_t>(block.size()));
+}
+
+}  // namespace
+
+void bind_communicator(py::module_& module) {
+  py::class_<Arena::Block, std::shared_ptr<Arena::Block>>(module, "Block", py::buffer_protocol())
+      .def_buffer(&buffer_of);
+
+  py::class_<Endpoint>(module, "Endpoint")
+      .def(py::init<int, const std::map<std::string, std::string>&>(), py::arg("size"), py::arg("environment"))
+      .def_property_readonly("descriptor", &Endpoint::descriptor)
+      .def("connect", &connect, py::arg("rank"), py::arg("descriptors"), py::arg("lifelines"), py::arg("cores_suffice"),
+           py::arg("reports"));
+
+  py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("size", &Communicator::size)
+      .def("barrier", &Communicator::barrier, py::arg("tag") = "")
+      .def("allreduce", &allreduce, py::arg("input"), py::arg("output"), py::arg("op"), py::arg("tag") = "")
+      .def("allreduce_", &allreduce_in_place, py::arg("array"), py::arg("op"), py::arg("tag") = "")
+      .def("broadcast_", &broadcast_in_place, py::arg("array"), py::arg("root_rank"), py::arg("tag") = "")
+      .def(
+          "allocate", [](Communicator& self, std::size_t bytes) { return self.arena().allocate(bytes); },
+          py::arg("bytes"))
+      .def("leave", &Communicator::leave, py::arg("reason"));
+
+  py::class_<AllreducePlan>(module, "AllreducePlan")
+      .def(py::init<std::shared_ptr<Communicator>, py::object, int, std::string>(), py::arg("communicator"),
+           py::arg("array"), py::arg("op"), py::arg("tag") = "")
+      .def("__call__", &AllreducePlan::operator());
+}
+
+}  // namespace ringred

@@ -1,0 +1,53 @@
+// The DLPack structures, as its specification gives them (version 1.0, dmlc.github.io/dlpack).
+#pragma once
+
+#include <cstdint>
+
+namespace ringred::dlpack {
+
+constexpr std::int32_t cpu = 1, cuda_host = 3;
+constexpr std::uint64_t flag_read_only = 1;
+
+enum Code : std::uint8_t {
+  code_int = 0,
+  code_uint = 1,
+  code_float = 2,
+  code_bfloat = 4,
+  code_complex = 5,
+  code_bool = 6
+};
+
+struct Device {
+  std::int32_t type, id;
+};
+
+struct DataType {
+  std::uint8_t code, bits;
+  std::uint16_t lanes;
+};
+
+struct Tensor {
+  void* data;
+  Device device;
+  std::int32_t dimensions;
+  DataType dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;  // in elements; null: contiguous
+  std::uint64_t byte_offset;
+};
+
+struct Managed {  // capsule "dltensor"
+  Tensor tensor;
+  void* manager;
+  void (*deleter)(Managed*);
+};
+
+struct Versioned {  // capsule "dltensor_versioned"
+  std::uint32_t major, minor;
+  void* manager;
+  void (*deleter)(Versioned*);
+  std::uint64_t flags;
+  Tensor tensor;
+};
+
+}  // namespace ringred::dlpack

@@ -1,0 +1,15 @@
+// The table of contents of ringred._core.
+#include <pybind11/pybind11.h>
+
+#include "csrc/python/communicator.h"
+#include "csrc/python/errors.h"
+#include "csrc/python/schedules.h"
+#include "csrc/python/settings.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled core of ringred. Use the ringred package instead.";
+  ringred::bind_errors(module);
+  ringred::bind_settings(module);
+  ringred::bind_schedules(module);
+  ringred::bind_communicator(module);
+}

@@ -1,0 +1,95 @@
+"""Arrays: new ones in the shared arena, and new ones like a given one."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ringred.errors import SystemError, UsageError
+from ringred.world import communicator
+
+Array = Any
+"""A numpy array, a torch CPU tensor, or anything else with the buffer protocol or DLPack."""
+
+
+def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Return a numpy array of zeros that lives in the shared arena.
+
+    Collectives read and write it where it lies, without a copy: twice to ten times as fast as for other arrays of more
+    than a few kilobytes. It stays valid after shutdown(), as ordinary memory. Not collective.
+
+    Args:
+        shape: the extents, or one extent.
+        dtype: any numpy dtype of fixed size that holds no Python objects.
+
+    Raises:
+        SystemError: the memory is not to be had; the text says need, have and remedy.
+        UsageError: init() was not called, an extent is negative, or the dtype holds objects.
+    """
+    arena = communicator()
+    extents = tuple(operator.index(extent) for extent in (shape if np.iterable(shape) else (shape,)))
+    if any(extent < 0 for extent in extents):
+        raise UsageError(f"Extents must not be negative: shape is {extents}.")
+    kind = np.dtype(dtype)
+    if kind.hasobject:
+        raise UsageError(f"An array in the arena holds plain values, no Python objects: dtype is {kind}.")
+    nbytes = math.prod(extents) * kind.itemsize
+    if nbytes == 0:
+        return np.empty(extents, kind)
+    if nbytes > sys.maxsize:
+        raise SystemError(f"An array of shape {extents} needs {nbytes} bytes; no arena holds that. Use smaller arrays.")
+    block = memoryview(arena.allocate(nbytes))
+    return np.frombuffer(block, dtype=np.uint8, count=nbytes).view(kind).reshape(extents)
+
+
+def is_tensor(array: Array) -> bool:
+    """Whether `array` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def contiguous(array: Array) -> Array:
+    """The values of `array` as a contiguous numpy array or torch tensor; a copy only where it must be one."""
+    if not is_tensor(array):
+        return np.asarray(as_numpy(array), order="C")
+    if array.is_nested or str(array.layout) != "torch.strided":
+        raise UsageError(f"A tensor must be dense: its layout is {array.layout}. Convert it with to_dense().")
+    return array.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def like(array: Array) -> Array:
+    """A new array of the same kind, shape and dtype as one from contiguous(), not initialised."""
+    if is_tensor(array):
+        import torch
+
+        return torch.empty_like(array)
+    return np.empty_like(array)
+
+
+def as_numpy(array: Array) -> NDArray[Any]:
+    """A numpy view of anything with the buffer protocol or DLPack."""
+    if isinstance(array, np.ndarray):
+        return array
+    try:
+        return np.asarray(memoryview(array))
+    except TypeError:
+        pass
+    kind = f"{type(array).__module__}.{type(array).__qualname__}"
+    if not hasattr(array, "__dlpack__"):
+        raise UsageError(
+            "An array must be a numpy array, a torch tensor, or have the buffer protocol or __dlpack__: this is a "
+            f"{kind}. Wrap it with numpy.asarray first."
+        )
+    try:
+        return np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"numpy must be able to take the array over DLPack: this {kind} it does not ({error}). Call the form with "
+            "underscore, or convert the array with numpy.asarray or torch.from_dlpack first."
+        ) from error

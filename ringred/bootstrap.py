@@ -1,0 +1,160 @@
+"""How ranks meet: through MPI, through torchrun's store, or not at all. A bootstrap exchanges bytes, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import pickle
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from ringred.errors import SystemError, UsageError
+
+MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+"""What Open MPI's and hydra's launchers (MPICH, Intel MPI) set. The last counts one node's ranks only."""
+
+STORE_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets, all of them."""
+
+
+class Bootstrap(Protocol):
+    """The ranks of a job before they share memory."""
+
+    name: str
+    rank: int
+    size: int
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Every rank's value (anything that pickles), in rank order, on every rank."""
+
+
+class SingleBootstrap:
+    """One process alone."""
+
+    name = "single"
+    rank = 0
+    size = 1
+
+    def allgather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+class MpiBootstrap:
+    """Processes that mpirun or mpiexec started, over a communicator of our own."""
+
+    name = "mpi"
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        from mpi4py import MPI
+
+        self.rank: int = MPI.COMM_WORLD.Get_rank()
+        self.size: int = MPI.COMM_WORLD.Get_size()
+        check_launcher(environment, self.size, MPI.Get_library_version())
+        self._communicator = MPI.COMM_WORLD.Dup()
+
+    def allgather(self, value: Any) -> list[Any]:
+        return list(self._communicator.allgather(value))
+
+
+class StoreBootstrap:
+    """Processes that torchrun started, or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+
+    name = "store"
+
+    def __init__(self, timeout_seconds: float, generation: int) -> None:
+        import torch.distributed
+
+        distributed: Any = torch.distributed  # its types differ from release to release
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        store, self.rank, self.size = next(distributed.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        self._store = distributed.PrefixStore(f"ringred/{generation}", store)
+        self._round = 0
+
+    def allgather(self, value: Any) -> list[Any]:
+        self._round += 1
+        self._store.set(f"{self._round}/{self.rank}", pickle.dumps(value))
+        keys = [f"{self._round}/{rank}" for rank in range(self.size)]
+        self._store.wait(keys)
+        return [pickle.loads(self._store.get(key)) for key in keys]
+
+
+def launched_size(environment: Mapping[str, str]) -> int | None:
+    """The number of ranks that an MPI launcher's variables tell, or None without a launcher."""
+    for name in MPI_SIZE_VARIABLES:
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return None
+
+
+def check_launcher(environment: Mapping[str, str], size: int, library: str) -> None:
+    """Raise where the launcher started more ranks than the MPI library knows of: they are of different MPIs."""
+    launched = launched_size(environment)
+    if launched is None or launched <= size:
+        return
+    raise UsageError(
+        f"The launcher and the MPI library must be of the same MPI: the launcher started {launched} ranks, and MPI "
+        f"says {size} ({library.splitlines()[0].strip()}). Every process would train alone. Start the job with "
+        "'ringred run', which finds the launcher of the MPI that mpi4py loads, or install mpi4py for the other MPI."
+    )
+
+
+def check_store(environment: Mapping[str, str]) -> None:
+    """Raise where the variables that lead to torchrun's store are not all there, or do not make sense."""
+    said = ", ".join(f"{name}={environment.get(name, '')!r}" for name in STORE_VARIABLES)
+    numbers = [environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
+    if not (environment.get("MASTER_ADDR") and all(number.isdecimal() for number in numbers)):
+        raise UsageError(f"A meeting in torchrun's store needs an address and three numbers: there is {said}.")
+    if int(numbers[0]) >= int(numbers[1]):
+        raise UsageError(f"RANK must be a number from 0 to WORLD_SIZE - 1: there is {said}.")
+
+
+def choose(environment: Mapping[str, str]) -> str:
+    """The kind of bootstrap that the environment asks for: "mpi", "store" or "single"."""
+    asked = environment.get("RINGRED_BOOTSTRAP", "auto")
+    if asked != "auto":
+        return asked
+    mpi = sys.modules.get("mpi4py.MPI")
+    if launched_size(environment) is not None or (mpi is not None and mpi.COMM_WORLD.Get_size() > 1):
+        return "mpi"
+    if all(environment.get(name) for name in STORE_VARIABLES):
+        return "store"
+    return "single"
+
+
+@contextlib.contextmanager
+def _needed(package: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as missing:
+        raise SystemError(
+            f"{what} needs the package {package}: {missing}. Install it into this environment ({sys.prefix}) with "
+            f"'pip install {package}'."
+        ) from missing
+
+
+def start(environment: Mapping[str, str], generation: int, timeout_seconds: float) -> Bootstrap:
+    """Meet the other ranks. `generation` counts the calls of init() in this process; it is the same on all ranks.
+
+    Raises:
+        UsageError: launcher and MPI library do not belong together, or torchrun's variables make no sense.
+        SystemError: a package that the launcher calls for is missing.
+    """
+    kind = choose(environment)
+    if kind == "mpi":
+        with _needed("mpi4py", "A job that mpirun started"):
+            return MpiBootstrap(environment)
+    if kind == "store":
+        check_store(environment)
+        if int(environment["WORLD_SIZE"]) == 1:
+            return SingleBootstrap()
+        with _needed("torch", "A job that torchrun started"):
+            return StoreBootstrap(timeout_seconds, generation)
+    return SingleBootstrap()
+
+
+def environment() -> dict[str, str]:
+    """This process's RINGRED_* variables, as the core reads them."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RINGRED_")}

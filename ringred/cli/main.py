@@ -1,0 +1,33 @@
+"""The ``ringred`` command. It knows the names of the subcommands; only the module of the chosen one is imported.
+
+A subcommand is a module of this package with ``add_arguments(parser)`` and ``run(args) -> int``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+SUBCOMMANDS = {
+    "run": "start a command on several ranks, with the mpirun of the MPI in use",
+    "bench": "time collectives, check their results and compare them",
+    "draw": "draw the schedule of an algorithm",
+    "env": "report what ringred finds on this machine",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse ``arguments`` (default: the command line), run the chosen subcommand and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = words[0] if words else None
+    parser = argparse.ArgumentParser(prog="ringred", description="Averages gradients across processes, fast.")
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="{" + ",".join(SUBCOMMANDS) + "}", required=True)
+    for name, summary in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            importlib.import_module(f"ringred.cli.{name}").add_arguments(subparser)
+    args = parser.parse_args(words)
+    status: int = importlib.import_module(f"ringred.cli.{args.subcommand}").run(args)
+    return status

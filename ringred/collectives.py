@@ -1,0 +1,81 @@
+"""The synchronous collectives. All ranks call them in the same order; they run on the caller's thread."""
+
+from __future__ import annotations
+
+import operator
+from typing import SupportsIndex
+
+from ringred import _core
+from ringred.arrays import Array, contiguous, like
+from ringred.errors import UsageError
+from ringred.ops import Op, checked
+from ringred.world import communicator
+
+
+def barrier() -> None:
+    """Return when all ranks have called it.
+
+    Raises:
+        MismatchError: another rank called something else. PeerLostError, TimeoutError: a rank did not come.
+    """
+    communicator().barrier()
+
+
+def allreduce(array: Array, op: Op = Op.Average, *, out: Array = None, tag: str = "") -> Array:
+    """Return the combination of all ranks' arrays, as a new array of the same kind, shape and dtype, or in `out`.
+
+    All ranks get the same bits, and the same from run to run: values are combined in rank order.
+
+    Args:
+        array: a numpy array, torch CPU tensor, or anything with the buffer protocol or DLPack, of any shape; bool,
+            (u)int8 to (u)int64, float16, bfloat16, float32, float64, complex64 or complex128.
+        op: Sum, Average, Min, Max or Product (see Op for integers, half types, NaN, booleans).
+        out: a contiguous, writable array of the same dtype and number of elements for the result; None makes one.
+        tag: a name for this call that all ranks must agree on, such as a layer's.
+
+    Raises:
+        UsageError: the array or op is not one of these; nothing was started.
+        MismatchError: ranks differ in dtype, shape, op or tag; raised on all ranks, and the next call works.
+        PeerLostError, TimeoutError: a rank died, left or did not come.
+    """
+    source = contiguous(array)
+    result = like(source) if out is None else out
+    communicator().allreduce(source, result, checked(op), tag)
+    return result
+
+
+def allreduce_(array: Array, op: Op = Op.Average, *, tag: str = "") -> Array:
+    """Combine all ranks' arrays in place and return `array`, which must be contiguous and writable. See allreduce."""
+    return communicator().allreduce_(array, checked(op), tag)
+
+
+def broadcast(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
+    """Return the root's array on every rank, as a new array. Shape and dtype must agree on all ranks.
+
+    Raises:
+        UsageError: root_rank is no rank, or the array is not one that allreduce takes.
+        MismatchError: ranks differ in dtype, shape, root_rank or tag.
+        PeerLostError, TimeoutError: a rank died, left or did not come.
+    """
+    source = contiguous(array)
+    result = like(source)
+    result[...] = source
+    return broadcast_(result, root_rank, tag=tag)
+
+
+def broadcast_(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
+    """Overwrite `array` with the root's, and return it. It must be contiguous and writable. See broadcast."""
+    world = communicator()
+    if not (isinstance(root_rank, SupportsIndex) and 0 <= operator.index(root_rank) < world.size):
+        raise UsageError(f"root_rank must be a rank, 0 to {world.size - 1}: it is {root_rank!r}.")
+    return world.broadcast_(array, root_rank, tag)
+
+
+def plan_allreduce(array: Array, op: Op = Op.Sum, *, tag: str = "") -> _core.AllreducePlan:
+    """Bind an in-place allreduce to `array` and return it as a callable without arguments.
+
+    Calling it reduces what the array holds by then, and returns the array; it parses nothing. All ranks must call it
+    where the others call theirs, or allreduce_ with the same dtype, shape, op and tag. The plan keeps the array alive
+    and ends with shutdown(). Errors are those of allreduce.
+    """
+    return _core.AllreducePlan(communicator(), array, checked(op), tag)

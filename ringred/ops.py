@@ -1,0 +1,37 @@
+"""The reduction operators, with the numbers that Horovod gives them."""
+
+from __future__ import annotations
+
+import enum
+
+from ringred.errors import UsageError
+
+
+class Op(enum.IntEnum):
+    """How allreduce combines the values of all ranks.
+
+    Half types (float16, bfloat16) are combined in float32 and rounded once. Integer averages truncate toward zero;
+    integer sums and products wrap. A NaN on any rank gives NaN, also with Min and Max. Booleans: Sum and Max are
+    "any", Product and Min are "all", Average is not defined. Complex numbers have no Min and Max.
+    """
+
+    Average = 0
+    Sum = 1
+    Min = 3
+    Max = 4
+    Product = 5
+
+
+Average = Op.Average
+Sum = Op.Sum
+Min = Op.Min
+Max = Op.Max
+Product = Op.Product
+
+
+def checked(op: int) -> int:
+    """`op` if it is a number; another library's operator would be taken for one of ours with the same number."""
+    if isinstance(op, int):
+        return op
+    kind = f"{type(op).__module__}.{type(op).__qualname__}"
+    raise UsageError(f"op must be Sum, Average, Min, Max or Product of ringred: it is {op!r}, a {kind}.")

@@ -1,0 +1,48 @@
+"""Hooks that tell a receiver which gradients backward has finished.
+
+Invariant: parameters own their hooks, hooks know the receiver only weakly. A hook that owned it would close a cycle
+through torch's C++ side, which Python cannot collect, and model and buffers would live for ever.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class Receiver(Protocol):
+    """Who wants to know."""
+
+    def arrive(self, index: int) -> None:
+        """Called on the thread of backward(), once for each accumulation into the gradient of parameter `index`."""
+
+
+def attach(receiver: Receiver, parameters: Sequence[torch.Tensor]) -> Callable[[], object]:
+    """Hook `parameters` up to `receiver`, until it is collected or the returned call is made (twice does no harm)."""
+    weak_receiver = weakref.ref(receiver)
+    handles = [_register(parameter, _hook(weak_receiver, index)) for index, parameter in enumerate(parameters)]
+    detach = weakref.finalize(receiver, _remove_all, handles)
+    detach.atexit = False
+    return detach
+
+
+def _hook(weak_receiver: weakref.ref[Receiver], index: int) -> Callable[[torch.Tensor], None]:
+    def tell(_: torch.Tensor) -> None:
+        receiver = weak_receiver()
+        if receiver is not None:
+            receiver.arrive(index)
+
+    return tell
+
+
+def _register(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:
+    # Any, because torch declares no types for this method.
+    return parameter.register_post_accumulate_grad_hook(hook)
+
+
+def _remove_all(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()

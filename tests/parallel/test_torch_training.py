@@ -1,0 +1,322 @@
+"""Training on all ranks does what one process does on all data, and leaves the same bits everywhere.
+
+Distances to a single process have derived bounds. With u = eps / 2 of the dtype, a sum of k terms in any order errs by
+at most (k - 1) * u * sum of magnitudes; the bounds below count the terms.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import ringred as rr
+import ringred.torch as hvd
+
+SAMPLES_PER_RANK = 6
+
+
+def assert_same_on_all_ranks(tensors: list[torch.Tensor]) -> None:
+    """Fail on all ranks when one rank's bytes differ."""
+    flat = torch.cat([tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors])
+    lowest, highest = hvd.allreduce(flat, op=hvd.Min), hvd.allreduce(flat, op=hvd.Max)
+    assert int((lowest != highest).sum()) == 0
+
+
+def make_model(seed: int = 3) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2))
+
+
+def all_inputs(step: int = 0) -> torch.Tensor:
+    """The global batch (sample, 5), equal on all ranks."""
+    return torch.randn(SAMPLES_PER_RANK * hvd.size(), 5, generator=torch.Generator().manual_seed(step))
+
+
+def inputs_of(rank: int, step: int = 0) -> torch.Tensor:
+    return all_inputs(step)[rank * SAMPLES_PER_RANK : (rank + 1) * SAMPLES_PER_RANK]
+
+
+def backward(model: nn.Module, inputs: torch.Tensor) -> None:
+    model(inputs).square().mean().backward()
+
+
+def gradients_of_rank(model: nn.Module, rank: int) -> list[torch.Tensor]:
+    replica = copy.deepcopy(model)
+    replica.zero_grad()
+    backward(replica, inputs_of(rank))
+    return [parameter.grad for parameter in replica.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("op_name", ["Average", "Sum"])
+def test_gradients_are_reduced_over_ranks(dtype: torch.dtype, op_name: str) -> None:
+    size = hvd.size()
+    model = make_model().to(dtype)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), op=getattr(hvd, op_name)
+    )
+    inputs = inputs_of(hvd.rank()).to(dtype)
+    backward(model, inputs)
+    optimizer.synchronize()
+    replicas = []
+    for rank in range(size):
+        replica = copy.deepcopy(model)
+        replica.zero_grad()
+        backward(replica, inputs_of(rank).to(dtype))
+        replicas.append([parameter.grad.double() for parameter in replica.parameters()])  # type: ignore[union-attr]
+    divisor = size if op_name == "Average" else 1
+    # n - 1 additions, one division; half types one rounding of the fp32 result more, and up to one rounding a step in
+    # a schedule, which n also covers.
+    unit = torch.finfo(dtype).eps / 2
+    for index, parameter in enumerate(model.parameters()):
+        terms = torch.stack([replica[index] for replica in replicas])
+        bound = (size + 1) * unit * terms.abs().sum(0) / divisor
+        assert parameter.grad is not None
+        assert bool(((parameter.grad.double() - terms.sum(0) / divisor).abs() <= bound).all())
+    assert_same_on_all_ranks([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    optimizer.close()
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, eps=1e-4),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_training_equals_a_single_process_on_the_global_batch(kind: str, set_to_none: bool) -> None:
+    """In float64, 20 steps: 1e-12 is 4500 eps; terms in a sum, factors of Adam's 1/eps and steps stay far below that
+    product of 20 steps and about 100 roundings a step, and any real mistake is larger than 1e-3."""
+    steps = 20
+    model = make_model(seed=hvd.rank()).double()
+    hvd.broadcast_parameters(model.state_dict())
+    reference = copy.deepcopy(model)
+    plain = OPTIMIZERS[kind](list(reference.parameters()))
+    optimizer = hvd.DistributedOptimizer(OPTIMIZERS[kind](list(model.parameters())), model.named_parameters())
+    for step in range(steps):
+        for net, opt, inputs in (
+            (model, optimizer, inputs_of(hvd.rank(), step)),
+            (reference, plain, all_inputs(step)),
+        ):
+            opt.zero_grad(set_to_none=set_to_none)
+            backward(net, inputs.double())
+            opt.step()
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-12)
+    assert_same_on_all_ranks(list(model.parameters()))
+    assert (hvd.size() == 1) == (optimizer.communication_seconds == 0.0)
+
+
+def test_many_buckets_and_layers_wider_than_a_bucket() -> None:
+    """Parameters of 4 MiB and many small ones; powers of two as values, so that sums are exact."""
+    sizes = [1 << 20, 3, 70_001, 1, 150_000, 200_003, 17]
+    parameters = [nn.Parameter(torch.zeros(length)) for length in sizes]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1.0), op=hvd.Sum)
+    for step in range(3):
+        optimizer.zero_grad()
+        weight = float(2 ** ((hvd.rank() + step) % 8))
+        sum(
+            ((index + 1) * weight * parameter.sum() for index, parameter in enumerate(parameters)), torch.zeros(())
+        ).backward()
+        optimizer.synchronize()
+        total = sum(float(2 ** ((rank + step) % 8)) for rank in range(hvd.size()))
+        for index, parameter in enumerate(parameters):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, torch.full_like(parameter, (index + 1) * total))
+        optimizer.step()
+
+
+class TwoBranches(nn.Module):
+    """A forward pass uses one branch only; `never` is not used by anyone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)])
+        self.never = nn.Linear(2, 1, bias=False)
+
+    def forward(self, inputs: torch.Tensor, branch: int) -> torch.Tensor:
+        result: torch.Tensor = self.branches[branch](inputs)
+        return result
+
+
+def test_parameter_that_some_ranks_do_not_use() -> None:
+    model = TwoBranches()
+    hvd.broadcast_parameters(model.state_dict())
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.5), model.named_parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        branch = 0 if hvd.rank() == 0 else 1  # rank 0 alone in branch 0; with a single rank nobody is in branch 1
+        model(torch.ones(1, 2), branch).sum().backward()
+        optimizer.step()
+        share = 1 / hvd.size()
+        expected = torch.full((1, 2), share)
+        torch.testing.assert_close(model.branches[0].weight.grad, expected)
+        if hvd.size() > 1:
+            torch.testing.assert_close(model.branches[1].weight.grad, 1 - expected)
+        else:
+            assert model.branches[1].weight.grad is None
+        assert model.never.weight.grad is None
+    assert_same_on_all_ranks(list(model.parameters()))
+
+
+def test_accumulation_and_no_sync() -> None:
+    model, reference = make_model().double(), make_model().double()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), backward_passes_per_step=2)
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for passes in (2, 1):
+        optimizer.zero_grad()
+        plain.zero_grad()
+        for step in range(passes):
+            backward(model, inputs_of(hvd.rank(), step).double())
+            backward(reference, all_inputs(step).double())
+        with optimizer.no_sync():
+            if passes == 1:
+                backward(model, inputs_of(hvd.rank(), 7).double())
+                backward(reference, all_inputs(7).double())
+        optimizer.step()
+        plain.step()
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-13)
+    assert_same_on_all_ranks(list(model.parameters()))
+
+
+def test_lbfgs_decides_alike_on_all_ranks() -> None:
+    model = make_model().double()
+    inner = torch.optim.LBFGS(model.parameters(), max_iter=8, line_search_fn="strong_wolfe")
+    optimizer = hvd.DistributedOptimizer(inner)
+    losses = []
+    for _ in range(3):
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss: torch.Tensor = model(inputs_of(hvd.rank()).double()).square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        losses.append(float(optimizer.step(closure)))
+    assert losses[-1] < losses[0]
+    assert_same_on_all_ranks([torch.tensor(losses), *model.parameters()])
+
+
+def test_zero_grad_drops_a_pass_that_ranks_got_differently_far_with() -> None:
+    model = TwoBranches()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.5), model.named_parameters())
+    model(torch.ones(1, 2), hvd.rank() % 2).sum().backward()
+    optimizer.zero_grad()
+    model(torch.ones(1, 2), 0).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.branches[0].weight.grad, torch.ones(1, 2))
+    assert_same_on_all_ranks(list(model.parameters()))
+
+
+def test_ranks_with_different_models_get_an_error_and_go_on() -> None:
+    if hvd.size() == 1:
+        pytest.skip("needs two ranks")
+    parameters = [nn.Parameter(torch.ones(3))]
+    name = "odd" if hvd.rank() == hvd.size() - 1 else "even"
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=0.5), [(name, parameters[0])])
+    with pytest.raises(rr.MismatchError):
+        parameters[0].sum().backward()
+    total = hvd.allreduce(torch.ones(1), op=hvd.Sum)
+    assert total.item() == hvd.size()
+    optimizer.close()
+
+
+# broadcast_parameters
+
+
+def tensors_of(rank: int) -> dict[str, torch.Tensor]:
+    """A state_dict with everything that a model may hold, with values that tell the rank."""
+    value = rank + 1
+    return {
+        "float": torch.full((3, 4), float(value)),
+        "half": torch.full((5,), value, dtype=torch.float16),
+        "bfloat": torch.full((5,), value, dtype=torch.bfloat16),
+        "double": torch.full((2, 2), value, dtype=torch.float64),
+        "flags": torch.tensor([True, rank == 0, rank != 0]),
+        "count": torch.tensor(value),
+        "scalar": torch.tensor(float(value)),
+        "transposed": torch.arange(12.0).view(3, 4).t() * value,
+        "strided": (torch.arange(10) * value)[::2],
+        "complex": torch.full((2,), complex(value, -value), dtype=torch.complex64),
+        "conjugate": torch.full((2,), complex(value, -value), dtype=torch.complex64).conj(),
+        "nothing": torch.empty(0, 3),
+        "large": torch.full((600_001,), float(value)),
+        "large transposed": (torch.arange(600_000.0).view(600, 1000) + value).t(),
+    }
+
+
+@pytest.mark.parametrize("as_pairs", [False, True])
+def test_broadcast_parameters(as_pairs: bool) -> None:
+    for root_rank in {0, hvd.size() - 1}:
+        own, expected = tensors_of(hvd.rank()), tensors_of(root_rank)
+        hvd.broadcast_parameters(iter(own.items()) if as_pairs else own, root_rank=root_rank)
+        for name, tensor in own.items():
+            assert tensor.stride() == expected[name].stride()
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_broadcast_reaches_parameters_and_buffers_of_a_model() -> None:
+    torch.manual_seed(hvd.rank())
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model(torch.randn(2, 1, 5, 5))
+    hvd.broadcast_parameters(model.state_dict())
+    assert_same_on_all_ranks(list(model.state_dict().values()))
+    hvd.broadcast_parameters(model.named_parameters())
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bad", [3, torch.ones(3), "text", [torch.ones(1)], {"a": 1.0}, [("a", None)], None])
+def test_broadcast_parameters_refuses(bad: object) -> None:
+    with pytest.raises(ValueError, match="name"):
+        hvd.broadcast_parameters(bad)  # type: ignore[arg-type]
+
+
+def test_broadcast_of_different_models_is_an_error_everywhere() -> None:
+    if hvd.size() == 1:
+        pytest.skip("needs two ranks")
+    shape = (2, 3) if hvd.rank() == 0 else (3, 2)
+    tensor = torch.full(shape, float(hvd.rank()))
+    with pytest.raises(rr.MismatchError):
+        hvd.broadcast_parameters({"weight": tensor})
+    assert torch.equal(tensor, torch.full(shape, float(hvd.rank())))
+    hvd.barrier()
+
+
+# Tensors in the arena
+
+
+ARENA_DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
+
+
+@pytest.mark.parametrize("dtype", ARENA_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7, 3), (2, 0, 3)], ids=str)
+def test_empty_is_zeroed_and_reduces_in_place(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = hvd.empty(*shape, dtype=dtype)
+    assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
+    assert not tensor.any()
+    tensor.fill_(hvd.rank() + 1)
+    hvd.allreduce_(tensor, op=hvd.Sum)
+    assert torch.equal(tensor, torch.full(shape, hvd.size() * (hvd.size() + 1) // 2, dtype=dtype))
+
+
+def test_empty_takes_a_shape_too_and_checks_it() -> None:
+    assert hvd.empty((2, 3)).shape == hvd.empty(torch.Size([2, 3])).shape == (2, 3)
+    assert hvd.empty(4, dtype=torch.bool).dtype == torch.bool
+    assert hvd.empty(4, dtype=torch.complex128).shape == (4,)
+    with pytest.raises(rr.UsageError, match="at least 0"):
+        hvd.empty(2, -1)
+
+
+def test_a_view_keeps_its_memory() -> None:
+    view = hvd.empty(1000)[10:20]
+    view.fill_(3.0)
+    others = [hvd.empty(1000) for _ in range(4)]
+    for other in others:
+        other.fill_(1.0)
+    assert torch.equal(view, torch.full((10,), 3.0))

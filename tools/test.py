@@ -1,0 +1,174 @@
+"""Run all tests: C++ tests, pytest on one rank, then under mpirun with 2, 3 and 4 ranks. One summary line at the end.
+
+    python tools/test.py [--cpp BUILD_DIRECTORY] [--ranks 2 3 4] [-- pytest arguments]
+
+tests/python runs on one rank, tests/parallel on every rank count, tests/mpi once (its tests start jobs of their own).
+The exit code is 0 only if every stage ran to its end, found tests, and none failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringred import cores
+from ringred.cli import mpi_launcher
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ROOT / "reports"
+STAGE_SECONDS = 900.0  # the slowest stage takes a fraction of this on two cores; more is a hang
+KILL_SECONDS = 15.0
+SHOWN_LINES = 40
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command whose results stand in a JUnit file; ``ranks`` > 1 means it runs under mpirun."""
+
+    name: str
+    words: list[str]
+    results: Path
+    ranks: int = 1
+    environment: dict[str, str] | None = None
+
+
+@dataclass
+class Count:
+    """How many tests passed, failed and were skipped."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def main() -> int:
+    """Run the stages one after the other and print the sum."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cpp", type=Path, metavar="DIRECTORY", help="also run the C++ tests built there")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[2, 3, 4], help="rank counts under mpirun")
+    parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments for pytest")
+    args = parser.parse_args()
+    shutil.rmtree(REPORTS, ignore_errors=True)
+    REPORTS.mkdir()
+    total = Count()
+    lines = []
+    for stage in stages(args):
+        print(f"== {stage.name}", flush=True)
+        count = run(stage)
+        lines.append(f"  {stage.name}: {count}")
+        total.passed += count.passed
+        total.failed += count.failed
+        total.skipped += count.skipped
+    print("\n".join(["== summary", *lines]))
+    print(f"tests: {total}")
+    return 1 if total.failed or not total.passed else 0
+
+
+def stages(args: argparse.Namespace) -> list[Stage]:
+    """The stages, in order."""
+    found = []
+    if args.cpp is not None:
+        ctest = shutil.which("ctest", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        results = REPORTS / "cpp.xml"
+        words = [ctest or "ctest", "--test-dir", str(args.cpp), "--output-on-failure", "--no-tests=error"]
+        found.append(Stage("C++", [*words, "--timeout", "300", "--output-junit", str(results)], results))
+    found.append(pytest_stage("1 rank", ["tests/python", "tests/parallel"], args.pytest))
+    found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
+    library = mpi_launcher.loaded_library()
+    launcher = mpi_launcher.find_launcher(library)
+    machine = mpi_launcher.this_machine(cores.usable_cores())
+    for ranks in args.ranks:
+        stage = pytest_stage(f"{ranks} ranks", ["tests/parallel"], args.pytest)
+        words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
+        environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
+        found.append(Stage(f"{stage.name} ({library.flavour})", words, stage.results, ranks, environment))
+    return found
+
+
+def pytest_stage(name: str, directories: list[str], more: list[str]) -> Stage:
+    """A pytest run over ``directories``."""
+    results = REPORTS / f"{name.replace(' ', '-')}.xml"
+    # mpirun gives its ranks a pseudo-terminal, so pytest itself cannot tell whether anybody sees colours.
+    color = "yes" if sys.stdout.isatty() else "no"
+    words = [sys.executable, "-m", "pytest", "-q", f"--color={color}", f"--junitxml={results}", *directories, *more]
+    return Stage(name, words, results)
+
+
+def run(stage: Stage) -> Count:
+    """Run one stage, end it if it hangs, and count its results; a stage that broke counts as one more failure."""
+    for rank in range(stage.ranks):
+        (REPORTS / f"rank{rank}.txt").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        stage.words, cwd=ROOT, env=stage.environment, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        status = process.wait(STAGE_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"{stage.name}: not finished after {STAGE_SECONDS:.0f} s: ended", flush=True)
+        status = end(process)
+    except KeyboardInterrupt:
+        end(process)
+        raise
+    count = results_of(stage.results)
+    if status != 0 and count.failed == 0:
+        print(f"{stage.name}: ended with exit code {status}", flush=True)
+        count.failed += 1
+        show_ranks(stage.ranks)
+    elif status == 0 and count.passed == 0:
+        print(f"{stage.name}: no test passed", flush=True)
+        count.failed += 1
+    return count
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """End a stage with all its processes; return its status, never 0."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(KILL_SECONDS)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+    return process.poll() or 1
+
+
+def results_of(path: Path) -> Count:
+    """Count the test cases in a JUnit file; nothing if the stage did not get so far."""
+    count = Count()
+    if not path.exists():
+        return count
+    for case in ElementTree.parse(path).iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            count.failed += 1
+        elif (skipped := case.find("skipped")) is not None and skipped.get("type") != "pytest.xfail":
+            count.skipped += 1
+        else:
+            count.passed += 1
+    return count
+
+
+def show_ranks(ranks: int) -> None:
+    """Show where each rank had come to."""
+    for rank in range(ranks):
+        path = REPORTS / f"rank{rank}.txt"
+        if path.exists():
+            lines = path.read_text(errors="replace").splitlines()
+            marks = [number for number, line in enumerate(lines) if line.startswith("-> ")]
+            lines = lines[marks[-1] if marks else 0 :][:SHOWN_LINES]
+            print(f"-- rank {rank} was at", *lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except mpi_launcher.LauncherError as error:
+        sys.exit(f"tools/test.py: {error}")
