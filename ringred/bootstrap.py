@@ -7,10 +7,12 @@ import datetime
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from ringred.errors import SystemError, UsageError
+
+Result = TypeVar("Result")
 
 MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 """What Open MPI's and hydra's launchers (MPICH, Intel MPI) set. The last counts one node's ranks only."""
@@ -79,6 +81,25 @@ class StoreBootstrap:
         keys = [f"{self._round}/{rank}" for rank in range(self.size)]
         self._store.wait(keys)
         return [pickle.loads(self._store.get(key)) for key in keys]
+
+
+def agree(meeting: Bootstrap, what: str, action: Callable[[], Result]) -> Result:
+    """Do something on every rank; if it fails on one, raise on all, so that nobody waits for a rank that gave up."""
+    failure: Exception | None = None
+    try:
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        failures: list[str | None] = meeting.allgather(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+    finally:
+        failure = None  # an error holds this frame by its traceback, and this frame what the error holds
+    for peer, text in enumerate(failures):
+        if text is not None:
+            raise SystemError(f"rank {peer} could not {what}, so no rank can start: {text}")
+    return result
 
 
 def launched_size(environment: Mapping[str, str]) -> int | None:

@@ -17,9 +17,10 @@ import os
 import secrets
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ringred.bootstrap import Bootstrap
+from ringred.bootstrap import Bootstrap, agree
 from ringred.errors import SystemError, UsageError
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -45,79 +46,109 @@ class Peer:
 
 
 def exchange(bootstrap: Bootstrap, descriptor: int, node: str, timeout_seconds: float) -> dict[int, Peer]:
-    """Hand `descriptor` to all other ranks and receive theirs. Collective.
+    """Hand `descriptor` to all other ranks and receive theirs. Collective: if it fails on one rank, it does on all.
 
     Args:
         node: the name that RINGRED_NODE gives this rank's node, or "" to let the sockets tell.
 
     Raises:
         UsageError: the ranks are on more than one node.
-        SystemError: a rank of another user answered, or a peer stopped in the middle.
+        SystemError: a rank of another user answered, or a rank could not have a socket or descriptor.
     """
-    rank, size = bootstrap.rank, bootstrap.size
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        name = "ringred-" + secrets.token_hex(16)
-        listener.bind("\0" + name)
-        listener.listen(size)
+    name = "ringred-" + secrets.token_hex(16)
+    with contextlib.ExitStack() as opened:
+        trade = _Trade(opened, bootstrap.rank, descriptor, timeout_seconds)
+        agree(bootstrap, "listen for its peers", lambda: trade.listen(name, bootstrap.size))
         endpoints: list[tuple[str, str]] = bootstrap.allgather((name, node))
-        sockets: dict[int, socket.socket] = {}
+        near = {peer: endpoints[peer][0] for peer in range(bootstrap.rank) if endpoints[peer][1] == node}
+        agree(bootstrap, "reach its peers", lambda: trade.connect(near))
+        reached: list[list[int]] = bootstrap.allgather(sorted(trade.connections))
+        _check_one_node(reached, endpoints)
+        agree(bootstrap, "share memory with its peers", lambda: trade.answer(bootstrap.size))
+        opened.pop_all()
+    trade.listener.close()
+    return {peer: _peer(connection, trade.received[peer]) for peer, connection in trade.connections.items()}
+
+
+class _Trade:
+    """One rank's side of the exchange; `opened` closes what it holds if it comes to nothing."""
+
+    def __init__(self, opened: contextlib.ExitStack, rank: int, descriptor: int, timeout_seconds: float) -> None:
+        self.connections: dict[int, socket.socket] = {}
+        self.received: dict[int, int] = {}
+        self._opened = opened
+        self._rank = rank
+        self._descriptor = descriptor
+        self._timeout_seconds = timeout_seconds
+
+    def listen(self, name: str, size: int) -> None:  # 1
+        with self._told():
+            self.listener = self._socket()
+            self.listener.bind("\0" + name)
+            self.listener.listen(size)
+
+    def connect(self, names: dict[int, str]) -> None:  # 2
+        with self._told():
+            for peer, name in names.items():
+                connection = self._socket()
+                try:
+                    connection.connect("\0" + name)
+                except ConnectionRefusedError:  # another network namespace: another node
+                    connection.close()
+                    continue
+                _check_user(connection, peer)
+                self._send(connection)
+                self.connections[peer] = connection
+
+    def answer(self, size: int) -> None:  # 4, 5
+        lower = list(self.connections)
         try:
-            for peer in range(rank):
-                if endpoints[peer][1] == node:
-                    _connect(sockets, peer, endpoints[peer][0], rank, descriptor, timeout_seconds)
-            reached: list[list[int]] = bootstrap.allgather(sorted(sockets))
-            _check_one_node(reached, endpoints)
-            received: dict[int, int] = {}
-            listener.settimeout(timeout_seconds)
-            for _ in range(rank + 1, size):
-                _accept(listener, sockets, received, rank, descriptor, timeout_seconds)
-            for peer in range(rank):
-                received[peer] = _receive(sockets[peer])[1]
-        except (OSError, UsageError) as error:
-            for connection in sockets.values():
-                connection.close()
-            if isinstance(error, (SystemError, UsageError)):
-                raise
-            raise SystemError(f"rank {rank} could not exchange memory with a local peer: {error}.") from error
-    return {peer: _peer(connection, received[peer]) for peer, connection in sockets.items()}
+            with self._told():
+                for _ in range(self._rank + 1, size):
+                    connection = self._opened.enter_context(self.listener.accept()[0])
+                    connection.settimeout(self._timeout_seconds)
+                    _check_user(connection, None)
+                    self.connections[self._take(connection, "a peer")] = connection
+                    self._send(connection)
+                for peer in lower:
+                    self._take(self.connections[peer], f"rank {peer}")
+        except Exception:
+            self._opened.close()  # at once: peers wait for an answer
+            raise
+
+    def _socket(self) -> socket.socket:
+        opened = self._opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        opened.settimeout(self._timeout_seconds)
+        return opened
+
+    def _send(self, connection: socket.socket) -> None:
+        socket.send_fds(connection, [_HELLO.pack(self._rank)], [self._descriptor])
+
+    def _take(self, connection: socket.socket, who: str) -> int:
+        peer, segment = _receive(connection, who)
+        self._opened.callback(os.close, segment)
+        self.received[peer] = segment
+        return peer
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except SystemError:
+            raise
+        except OSError as error:
+            raise SystemError(
+                f"rank {self._rank} could not exchange memory with a local peer: {error}. Each local rank takes three "
+                "descriptors; 'ulimit -n' says how many there may be."
+            ) from error
 
 
-def _connect(
-    sockets: dict[int, socket.socket], peer: int, name: str, rank: int, descriptor: int, timeout_seconds: float
-) -> None:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout_seconds)
-    try:
-        connection.connect("\0" + name)
-    except ConnectionRefusedError:  # another network namespace: another node
-        connection.close()
-        return
-    sockets[peer] = connection
-    _check_user(connection, peer)
-    socket.send_fds(connection, [_HELLO.pack(rank)], [descriptor])
-
-
-def _accept(
-    listener: socket.socket,
-    sockets: dict[int, socket.socket],
-    received: dict[int, int],
-    rank: int,
-    descriptor: int,
-    timeout_seconds: float,
-) -> None:
-    connection, _ = listener.accept()
-    connection.settimeout(timeout_seconds)
-    _check_user(connection, None)
-    peer, segment = _receive(connection)
-    sockets[peer] = connection
-    received[peer] = segment
-    socket.send_fds(connection, [_HELLO.pack(rank)], [descriptor])
-
-
-def _receive(connection: socket.socket) -> tuple[int, int]:
-    data, descriptors, _, _ = socket.recv_fds(connection, _HELLO.size, 1)
+def _receive(connection: socket.socket, who: str) -> tuple[int, int]:
+    data, descriptors, flags, _ = socket.recv_fds(connection, _HELLO.size, 1)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError("there was no room for one more descriptor")
     if len(data) != _HELLO.size or len(descriptors) != 1:
-        raise OSError("the peer closed the connection before it sent its descriptor")
+        raise OSError(f"{who} closed the connection before it sent its descriptor")
     os.set_inheritable(descriptors[0], False)
     return _HELLO.unpack(data)[0], descriptors[0]
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ringred import _core, bootstrap, handover
+from ringred.bootstrap import agree
 from ringred.cores import cgroup_quota
-from ringred.errors import MismatchError, SystemError, UsageError
+from ringred.errors import MismatchError, UsageError
 from ringred.version import __version__
-
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -135,23 +132,24 @@ def _connect(generation: int) -> World:
     _check_agreement(meeting, [f"ringred version={__version__}", *settings])
     endpoint = agree(meeting, "make its shared segment", lambda: _core.Endpoint(meeting.size, environment))
     node = environment.get("RINGRED_NODE", "")
-    peers = agree(
-        meeting,
-        "share memory with its peers",
-        lambda: handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds),
-    )
-    cores_suffice = meeting.size <= _common_cores(meeting)
-    communicator = agree(
-        meeting,
-        "map its peers' segments",
-        lambda: endpoint.connect(
-            rank=meeting.rank,
-            descriptors=[peers[peer].segment if peer in peers else -1 for peer in range(meeting.size)],
-            lifelines=[peers[peer].lifeline if peer in peers else -1 for peer in range(meeting.size)],
-            cores_suffice=cores_suffice,
-            reports=environment.get("RINGRED_LOG_LEVEL", "warning") != "error",
-        ),
-    )
+    peers = handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds)
+    try:
+        cores_suffice = meeting.size <= _common_cores(meeting)
+        communicator = agree(
+            meeting,
+            "map its peers' segments",
+            lambda: endpoint.connect(
+                rank=meeting.rank,
+                descriptors=[peers[peer].segment if peer in peers else -1 for peer in range(meeting.size)],
+                lifelines=[peers[peer].lifeline if peer in peers else -1 for peer in range(meeting.size)],
+                cores_suffice=cores_suffice,
+                reports=environment.get("RINGRED_LOG_LEVEL", "warning") != "error",
+            ),
+        )
+    except BaseException:
+        for peer in peers.values():
+            peer.close()
+        raise
     return World(communicator, peers, os.getpid())
 
 
@@ -162,22 +160,6 @@ def _meeting_seconds(setting: str) -> float:
     except ValueError:
         return LONGEST_MEETING_SECONDS
     return seconds if 0 < seconds < LONGEST_MEETING_SECONDS else LONGEST_MEETING_SECONDS
-
-
-def agree(meeting: bootstrap.Bootstrap, what: str, action: Callable[[], Result]) -> Result:
-    """Do something on every rank; if it fails on one, raise on all, so that nobody waits for a rank that gave up."""
-    failure: Exception | None = None
-    try:
-        result = action()
-    except Exception as error:
-        failure = error
-    failures: list[str | None] = meeting.allgather(None if failure is None else str(failure))
-    if failure is not None:
-        raise failure
-    for peer, text in enumerate(failures):
-        if text is not None:
-            raise SystemError(f"rank {peer} could not {what}, so no rank can start: {text}")
-    return result
 
 
 def _check_agreement(meeting: bootstrap.Bootstrap, rows: list[str]) -> None:

@@ -21,7 +21,7 @@ constexpr std::array<SettingInfo, 14> table{{
     {"RINGRED_SPIN_MICROSECONDS", "50", false, "How long a rank that has a core to itself spins before it yields."},
     {"RINGRED_ISA", "auto", false, "The instruction set of the reduce kernels: avx512, avx2, baseline or auto."},
     {"RINGRED_ONE_SHOT_BYTES", "16K", true, "The largest allreduce in one phase, through a slot of each rank."},
-    {"RINGRED_SLOT_BYTES", "256K", true, "The staging slot of a private array; three for each rank."},
+    {"RINGRED_SLOT_BYTES", "512K", true, "The staging slot of a private array; three for each rank."},
     {"RINGRED_CHUNK_BYTES", "64K", true, "The packet in which a schedule moves its chunks."},
     {"RINGRED_ARENA_BYTES", "0", false,
      "The address range of a rank's arena; 0: as much as the machine has memory. Pages are taken on allocation only."},

@@ -16,6 +16,7 @@ void one_shot_combine(Team& team, const Reduction& reduction) {
   const bool in_line = reduction.bytes() <= Line::inline_bytes;
   for (int peer = 0; peer < team.size(); ++peer)
     team.inputs[static_cast<std::size_t>(peer)] = in_line ? team.line(peer).payload : team.one_shot_slot(peer);
+  team.inputs[static_cast<std::size_t>(team.rank())] = reduction.input;
   void* output = reduction.output;
   reduction.kernel(team.inputs.data(), team.size(), &output, 1, reduction.count, reduction.divisor);
 }

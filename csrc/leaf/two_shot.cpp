@@ -6,9 +6,19 @@
 namespace ringred {
 namespace {
 
+std::size_t divide_up(std::size_t value, std::size_t unit) {
+  return (value + unit - 1) / unit;
+}
+
 std::byte* arena_buffer(const Team& team, int peer) {
   const std::uint64_t location = team.line(peer).location;
   return location == 0 ? nullptr : team.base(peer) + (location - 1);
+}
+
+// Every other call walks from the end to the beginning: what the call before touched last is then still in the cache.
+// It follows from the call's number, so all ranks walk alike; the result does not depend on it.
+std::size_t place_of(std::size_t step, std::size_t steps, const Team& team) {
+  return team.number() % 2 == 0 ? step : steps - 1 - step;
 }
 
 // The chunks of one staged call: as many as slots are needed, and of the same size but for the last.
@@ -20,7 +30,6 @@ class Stages {
         sentence_(sentence),
         chunks_(divide_up(reduction.count, whole_lines(team) / reduction.element_size)),
         slice_elements_(slice_of(divide_up(reduction.count, chunks_), reduction.element_size, 0, team.size()).size()),
-        chunk_elements_(slice_elements_ * static_cast<std::size_t>(team.size())),
         first_turn_(team.turn()),
         first_phase_(team.phase()) {}
 
@@ -28,30 +37,35 @@ class Stages {
 
   void copy_in(std::size_t chunk) {  // A
     if (reduction_.location != 0) return;
-    std::byte* slot = team_.staging_slot(team_.rank(), first_turn_ + chunk);
     for (int peer = 0; peer < team_.size(); ++peer)
-      if (peer != team_.rank())
-        copy(slot + offset(chunk, peer), reduction_.input + start(chunk) + offset(chunk, peer), chunk, peer);
+      if (peer != team_.rank()) {
+        const Part part = part_of(chunk, peer);
+        std::memcpy(slot(chunk, team_.rank()) + part.in_slot, reduction_.input + part.in_buffer, part.bytes);
+      }
   }
 
   void reduce(std::size_t chunk) {  // B
     const int rank = team_.rank();
-    const std::size_t skip = offset(chunk, rank);
+    const Part part = part_of(chunk, rank);
     for (int peer = 0; peer < team_.size(); ++peer) {
-      const std::byte* arena = peer == rank ? reduction_.input : arena_buffer(team_, peer);
-      const std::byte* source = arena ? arena + start(chunk) : team_.staging_slot(peer, first_turn_ + chunk);
-      team_.inputs[static_cast<std::size_t>(peer)] = source + skip;
+      const std::byte* arena = arena_buffer(team_, peer);
+      team_.inputs[static_cast<std::size_t>(peer)] = arena ? arena + part.in_buffer : slot(chunk, peer) + part.in_slot;
     }
-    void* outputs[] = {team_.staging_slot(rank, first_turn_ + chunk) + skip, reduction_.output + start(chunk) + skip};
-    reduction_.kernel(team_.inputs.data(), team_.size(), outputs, 2, slice(chunk, rank).size(), reduction_.divisor);
+    team_.inputs[static_cast<std::size_t>(rank)] = reduction_.input + part.in_buffer;
+    void* output = reduction_.output + part.in_buffer;
+    const std::size_t count = part.bytes / reduction_.element_size;
+    reduction_.kernel(team_.inputs.data(), team_.size(), &output, 1, count, reduction_.divisor);
+    // Into the slot by memcpy, not by the kernel: a peer's cache holds its lines, and block stores take them over
+    // without waiting for each (docs/decisions/0004).
+    std::memcpy(slot(chunk, rank) + part.in_slot, output, part.bytes);
   }
 
   void copy_out(std::size_t chunk) {  // C
     for (int step = 1; step < team_.size(); ++step) {
       const int peer = (team_.rank() + step) % team_.size();  // every rank begins with another peer's memory
       team_.await_phase(peer, first_phase_ + phase_of_reduce(chunk), sentence_);
-      copy(reduction_.output + start(chunk) + offset(chunk, peer),
-           team_.staging_slot(peer, first_turn_ + chunk) + offset(chunk, peer), chunk, peer);
+      const Part part = part_of(chunk, peer);
+      std::memcpy(reduction_.output + part.in_buffer, slot(chunk, peer) + part.in_slot, part.bytes);
     }
   }
 
@@ -59,10 +73,12 @@ class Stages {
   void await_copies(std::size_t chunk) {
     if (chunk > 0) team_.await_phase_of_all(first_phase_ + 2 * chunk - 1, sentence_);
   }
-  std::size_t phase_of_reduce(std::size_t chunk) const { return chunk + 1 < chunks_ ? 2 * chunk + 2 : 2 * chunk + 1; }
 
  private:
-  static std::size_t divide_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit; }
+  // The part of a chunk that one rank owns, in bytes: where it lies in a slot, and where in a buffer.
+  struct Part {
+    std::size_t in_slot, in_buffer, bytes;
+  };
 
   // What a slot takes if every rank's slice is whole cache lines.
   static std::size_t whole_lines(const Team& team) {
@@ -70,34 +86,42 @@ class Stages {
     return team.layout().slot_bytes / lines * lines;
   }
 
-  std::size_t start(std::size_t chunk) const { return chunk * chunk_elements_ * reduction_.element_size; }
-  // The same boundaries in every chunk, cut off at the end.
-  Slice slice(std::size_t chunk, int peer) const {
-    const std::size_t first = chunk * chunk_elements_;
-    const std::size_t count = first < reduction_.count ? reduction_.count - first : 0;
-    const std::size_t begin = static_cast<std::size_t>(peer) * slice_elements_;
-    return {std::min(begin, count), std::min(begin + slice_elements_, count)};
-  }
-  std::size_t offset(std::size_t chunk, int peer) const { return slice(chunk, peer).begin * reduction_.element_size; }
-  void copy(std::byte* to, const std::byte* from, std::size_t chunk, int peer) const {
-    std::memcpy(to, from, slice(chunk, peer).size() * reduction_.element_size);
+  std::size_t phase_of_reduce(std::size_t chunk) const { return chunk + 1 < chunks_ ? 2 * chunk + 2 : 2 * chunk + 1; }
+
+  std::byte* slot(std::size_t chunk, int peer) const { return team_.staging_slot(peer, first_turn_ + chunk); }
+
+  // The boundaries are the same in every chunk, cut off at the end of the buffer.
+  Part part_of(std::size_t chunk, int owner) const {
+    const std::size_t ranks = static_cast<std::size_t>(team_.size());
+    const std::size_t slice = place_of(chunk, chunks_, team_) * ranks + static_cast<std::size_t>(owner);
+    const std::size_t begin = std::min(slice * slice_elements_, reduction_.count);
+    const std::size_t end = std::min(begin + slice_elements_, reduction_.count);
+    const std::size_t element = reduction_.element_size;
+    return {static_cast<std::size_t>(owner) * slice_elements_ * element, begin * element, (end - begin) * element};
   }
 
   Team& team_;
   const Reduction& reduction_;
   Sentence sentence_;
-  const std::size_t chunks_, slice_elements_, chunk_elements_;
+  const std::size_t chunks_, slice_elements_;
   const std::uint64_t first_turn_, first_phase_;
 };
 
 void direct(Team& team, const Reduction& reduction, Sentence sentence) {
-  const Slice slice = slice_of(reduction.count, reduction.element_size, team.rank(), team.size());
-  for (int peer = 0; peer < team.size(); ++peer) {
-    std::byte* place = arena_buffer(team, peer) + slice.begin * reduction.element_size;
-    team.inputs[static_cast<std::size_t>(peer)] = place;
-    team.outputs[static_cast<std::size_t>(peer)] = place;
+  constexpr std::size_t block_bytes = 64 << 10;  // small beside a second-level cache, large beside a kernel call
+  const std::size_t element = reduction.element_size, block = block_bytes / element;
+  const Slice slice = slice_of(reduction.count, element, team.rank(), team.size());
+  const std::size_t blocks = divide_up(slice.size(), block);
+  for (std::size_t step = 0; step < blocks; ++step) {
+    const std::size_t begin = slice.begin + place_of(step, blocks, team) * block;
+    for (int peer = 0; peer < team.size(); ++peer) {
+      std::byte* place = arena_buffer(team, peer) + begin * element;
+      team.inputs[static_cast<std::size_t>(peer)] = place;
+      team.outputs[static_cast<std::size_t>(peer)] = place;
+    }
+    const std::size_t count = std::min(block, slice.end - begin);
+    reduction.kernel(team.inputs.data(), team.size(), team.outputs.data(), team.size(), count, reduction.divisor);
   }
-  reduction.kernel(team.inputs.data(), team.size(), team.outputs.data(), team.size(), slice.size(), reduction.divisor);
   team.post();
   team.await_phase_of_all(team.phase(), sentence);
 }
