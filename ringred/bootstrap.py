@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from ringred.errors import SystemError, UsageError
+from ringred.errors import PeerLostError, SystemError, UsageError
 
 Result = TypeVar("Result")
 
@@ -65,22 +66,43 @@ class StoreBootstrap:
 
     name = "store"
 
-    def __init__(self, timeout_seconds: float, generation: int) -> None:
-        import torch.distributed
+    def __init__(self, environment: Mapping[str, str], generation: int, timeout_seconds: float) -> None:
+        from torch.distributed.distributed_c10d import PrefixStore
 
-        distributed: Any = torch.distributed  # its types differ from release to release
-        timeout = datetime.timedelta(seconds=timeout_seconds)
-        store, self.rank, self.size = next(distributed.rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        self._store = distributed.PrefixStore(f"ringred/{generation}", store)
+        with self._named_losses():
+            store, self.rank, self.size = _meet(*(environment[name] for name in STORE_VARIABLES), timeout_seconds)
+        self._store: Any = PrefixStore(f"ringred/{generation}", store)
         self._round = 0
 
     def allgather(self, value: Any) -> list[Any]:
         self._round += 1
-        self._store.set(f"{self._round}/{self.rank}", pickle.dumps(value))
         keys = [f"{self._round}/{rank}" for rank in range(self.size)]
-        self._store.wait(keys)
-        return [pickle.loads(self._store.get(key)) for key in keys]
+        with self._named_losses():
+            self._store.set(keys[self.rank], pickle.dumps(value))
+            self._store.wait(keys)
+            return [pickle.loads(self._store.get(key)) for key in keys]
+
+    @contextlib.contextmanager
+    def _named_losses(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # the base of what torch raises for networks, stores and deadlines
+            reason = str(error).partition("\n")[0]
+            raise PeerLostError(
+                f"All ranks must come to init(): a rank did not, or the process with the store ended: {reason}"
+            ) from error
+
+
+@functools.cache
+def _meet(rank: str, size: str, address: str, port: str, timeout_seconds: float) -> tuple[Any, int, int]:
+    """torch's store of this job. Kept as long as the process lives: without torchrun, rank 0 serves it to the others,
+    which may need it a moment longer than rank 0 does."""
+    from torch.distributed.rendezvous import rendezvous
+
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    store, number, count = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    return store, number, count
 
 
 def agree(meeting: Bootstrap, what: str, action: Callable[[], Result]) -> Result:
@@ -172,7 +194,7 @@ def start(environment: Mapping[str, str], generation: int, timeout_seconds: floa
         if int(environment["WORLD_SIZE"]) == 1:
             return SingleBootstrap()
         with _needed("torch", "A job that torchrun started"):
-            return StoreBootstrap(timeout_seconds, generation)
+            return StoreBootstrap(environment, generation, timeout_seconds)
     return SingleBootstrap()
 
 

@@ -144,7 +144,9 @@ class _Trade:
 
 
 def _receive(connection: socket.socket, who: str) -> tuple[int, int]:
-    data, descriptors, flags, _ = socket.recv_fds(connection, _HELLO.size, 1)
+    data, descriptors, flags = b"", list[int](), 0
+    with contextlib.suppress(ConnectionResetError):
+        data, descriptors, flags, _ = socket.recv_fds(connection, _HELLO.size, 1)
     if flags & socket.MSG_CTRUNC:
         raise OSError("there was no room for one more descriptor")
     if len(data) != _HELLO.size or len(descriptors) != 1:

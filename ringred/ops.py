@@ -11,8 +11,9 @@ class Op(enum.IntEnum):
     """How allreduce combines the values of all ranks.
 
     Half types (float16, bfloat16) are combined in float32 and rounded once. Integer averages truncate toward zero;
-    integer sums and products wrap. A NaN on any rank gives NaN, also with Min and Max. Booleans: Sum and Max are
-    "any", Product and Min are "all", Average is not defined. Complex numbers have no Min and Max.
+    integer sums and products wrap, and so does the sum in an average of 64-bit integers. A NaN on any rank gives NaN,
+    also with Min and Max. Booleans: Sum and Max are "any", Product and Min are "all", Average is not defined. Complex
+    numbers have no Min and Max.
     """
 
     Average = 0

@@ -194,6 +194,7 @@ def _leave_at_exit() -> None:
 def _mark_forked() -> None:
     if _world is not None:
         _world.forked = True
+        _world.communicator.abandon()
         for peer in _world.peers.values():
             peer.close()
 

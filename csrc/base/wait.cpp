@@ -9,7 +9,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
+
+#include "csrc/base/text.h"
 
 namespace ringred {
 namespace {
@@ -183,9 +184,7 @@ void Waiter::wake(Doorbell& doorbell, std::uint32_t awaited) {
 void Waiter::depart(Departure::State state, const std::string& reason) {
   Departure& mine = *peers_.departures[static_cast<std::size_t>(rank_)];
   if (mine.state.load(std::memory_order_relaxed) != Departure::present) return;
-  const std::size_t length = std::min(reason.size(), sizeof mine.reason - 1);
-  std::memcpy(mine.reason, reason.data(), length);
-  mine.reason[length] = '\0';
+  store_text(mine.reason, reason);
   mine.state.store(state, std::memory_order_seq_cst);
   for (Doorbell* doorbell : others_) wake(*doorbell, doorbell->awaited.load(std::memory_order_seq_cst));
 }

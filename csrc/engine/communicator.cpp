@@ -1,10 +1,12 @@
 #include "csrc/engine/communicator.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <vector>
 
+#include "csrc/base/text.h"
 #include "csrc/leaf/broadcast.h"
 #include "csrc/leaf/one_shot.h"
 #include "csrc/leaf/two_shot.h"
@@ -40,6 +42,15 @@ Waiter waiter_of(const Communicator::Setup& setup) {
                 setup.hooks.get());
 }
 
+// Descriptions that had to be cut end with the fingerprint, in which they differ.
+std::string short_description(const Call& call, std::size_t room) {
+  const std::string whole = call.describe();
+  if (whole.size() <= room) return whole;
+  char end[48];
+  std::snprintf(end, sizeof end, "... (fingerprint %016llx)", static_cast<unsigned long long>(call.fingerprint()));
+  return std::string(cut(whole, room - std::strlen(end))) + end;
+}
+
 std::string list(const std::vector<int>& ranks) {
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
   for (std::size_t i = 0; i < ranks.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
@@ -69,9 +80,7 @@ class Communicator::Entry {
 
  private:
   void check_usable(const std::string& name) const {
-    if (communicator_.closed_)
-      fail_usage("A communicator ends with shutdown(): " + name +
-                 " was called on one that was shut down. Call init(), and bind plans again.");
+    if (!communicator_.closed_.empty()) fail_usage(name + " cannot be called here: " + communicator_.closed_);
     if (!communicator_.broken_.empty())
       throw Error(ErrorKind::peer_lost, "The communicator is broken since an earlier call: " + communicator_.broken_ +
                                             " Call shutdown() and init() on all ranks that are left to go on.");
@@ -211,11 +220,7 @@ void Communicator::reduce_alone(const Reduction& reduction) {
 }
 
 void Communicator::raise_mismatch(const Call& call) {
-  const std::string mine = call.describe();
-  char* description = team_.block(rank()).description;
-  const std::size_t length = std::min(mine.size(), sizeof(ControlBlock::description) - 1);
-  std::memcpy(description, mine.data(), length);
-  description[length] = '\0';
+  store_text(team_.block(rank()).description, short_description(call, sizeof(ControlBlock::description) - 1));
   const auto sentence = [] { return std::string("to say what it called, after ranks were found to disagree"); };
   team_.post();
   team_.await_phase_of_all(team_.phase(), sentence);
@@ -245,8 +250,15 @@ std::string Communicator::sentence_of(const Call& call) const {
 }
 
 void Communicator::leave(const std::string& reason) {
-  closed_ = true;
+  closed_ = "this communicator ended with shutdown(). Call init(), and bind plans again.";
   team_.waiter().depart(Departure::left, "left (" + reason + ")");
+}
+
+void Communicator::abandon() {
+  active_.store(nullptr, std::memory_order_release);
+  closed_ =
+      "this process was forked from the one that called init(). Start ranks with mpirun, and data loaders with "
+      "multiprocessing_context='forkserver'.";
 }
 
 }  // namespace ringred

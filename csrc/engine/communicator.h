@@ -61,6 +61,9 @@ class Communicator {
   // Says to the peers that this rank takes no further part, in good order.
   void leave(const std::string& reason);
 
+  // For a forked child: calls raise, and the peers, who are the parent's, are told nothing.
+  void abandon();
+
  private:
   class Entry;
   class LongCall;
@@ -82,7 +85,7 @@ class Communicator {
   std::optional<Scheduled> scheduled_;        // where an algorithm is forced
   std::atomic<const char*> active_{nullptr};  // the call that a thread is in; taken and cleared by that thread
   std::string broken_;                        // why the communicator is broken; empty: it is not
-  bool closed_ = false;                       // after leave()
+  std::string closed_;                        // why no call may come any more; empty: it may
 };
 
 }  // namespace ringred

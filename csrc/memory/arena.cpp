@@ -40,7 +40,7 @@ Arena::Arena(Segment segment, std::size_t start) : segment_(std::move(segment)),
 
 std::shared_ptr<Arena::Block> Arena::allocate(std::size_t bytes) {
   const std::size_t unit = alignment_of(bytes);
-  if (bytes > segment_.size())
+  if (bytes > segment_.size() - start_)
     fail_system("The arena holds " + in_words(segment_.size() - start_) + " of addresses: an array of " +
                 in_words(bytes) + " does not fit. Raise RINGRED_ARENA_BYTES.");
   const std::size_t size = round_up(std::max<std::size_t>(bytes, 1), unit);

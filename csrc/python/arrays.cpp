@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "csrc/base/error.h"
 #include "csrc/python/dlpack.h"
@@ -18,8 +19,9 @@ std::string type_name(py::handle array) {
 }
 
 [[noreturn]] void fail_contiguous(py::handle array) {
-  fail_usage("An array must be contiguous (C order) to be reduced where it lies: this " + type_name(array) +
-             " of shape " + py::str(array.attr("shape")).cast<std::string>() +
+  const std::string shape =
+      py::hasattr(array, "shape") ? " of shape " + py::str(array.attr("shape")).cast<std::string>() : "";
+  fail_usage("An array must be contiguous (C order) to be reduced where it lies: this " + type_name(array) + shape +
              " is not. Call the form without underscore, or copy it (numpy.ascontiguousarray, tensor.contiguous()).");
 }
 
@@ -118,6 +120,19 @@ struct Torch {
   }
 };
 
+[[noreturn]] void fail_memory(py::handle tensor) {
+  fail_usage("A tensor must have memory: this " + type_name(tensor) + " has none (a fake or functional tensor?).");
+}
+
+std::byte* address_of(py::handle tensor) {
+  try {
+    return reinterpret_cast<std::byte*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_RuntimeError)) throw;
+  }
+  fail_memory(tensor);
+}
+
 bool call_bool(py::handle object, const char* method) {
   return object.attr(method)().cast<bool>();
 }
@@ -137,10 +152,6 @@ ArrayView::ArrayView(py::handle array, Access access) {
                type_name(array) + ". Wrap it with numpy.asarray first.");
 }
 
-ArrayView::~ArrayView() {
-  if (buffer_.obj) PyBuffer_Release(&buffer_);
-}
-
 void ArrayView::add_extent(std::int64_t extent) {
   if (dimensions_ == most_dimensions) fail_usage("An array may have at most 64 dimensions: this one has more.");
   shape_[dimensions_++] = extent;
@@ -148,9 +159,10 @@ void ArrayView::add_extent(std::int64_t extent) {
 }
 
 void ArrayView::from_buffer(py::handle array, Access access) {
-  if (PyObject_GetBuffer(array.ptr(), &buffer_, PyBUF_FULL_RO) != 0) {
+  Py_buffer& buffer = buffer_.view;
+  if (PyObject_GetBuffer(array.ptr(), &buffer, PyBUF_FULL_RO) != 0) {
     PyErr_Clear();
-    buffer_ = {};
+    buffer = {};
     // numpy cannot describe bfloat16 (ml_dtypes) as a buffer; its bits it can.
     const std::string dtype = py::str(py::getattr(array, "dtype", py::str("unknown"))).cast<std::string>();
     if (dtype != "bfloat16") fail_dtype(dtype);
@@ -159,11 +171,15 @@ void ArrayView::from_buffer(py::handle array, Access access) {
     dtype_ = DType::bf16;
     return;
   }
-  dtype_ = dtype_of_format(buffer_.format, static_cast<std::size_t>(buffer_.itemsize));
-  if (!PyBuffer_IsContiguous(&buffer_, 'C')) fail_contiguous(array);
-  if (access == Access::write && buffer_.readonly) fail_read_only(array);
-  data_ = static_cast<std::byte*>(buffer_.buf);
-  for (int i = 0; i < buffer_.ndim; ++i) add_extent(buffer_.shape[i]);
+  dtype_ = dtype_of_format(buffer.format, static_cast<std::size_t>(buffer.itemsize));
+  const bool plain = std::string_view(Py_TYPE(array.ptr())->tp_name) == "numpy.ndarray";
+  if (!plain && py::hasattr(array, "mask"))
+    fail_usage(
+        "An array must not be masked, since masks are not combined: pass its data, or fill it (array.filled()).");
+  if (!PyBuffer_IsContiguous(&buffer, 'C')) fail_contiguous(array);
+  if (access == Access::write && buffer.readonly) fail_read_only(array);
+  data_ = static_cast<std::byte*>(buffer.buf);
+  for (int i = 0; i < buffer.ndim; ++i) add_extent(buffer.shape[i]);
 }
 
 void ArrayView::from_tensor(py::handle tensor, Access) {
@@ -174,12 +190,13 @@ void ArrayView::from_tensor(py::handle tensor, Access) {
                ". Convert it with to_dense().");
   dtype_ = torch.dtype_of(tensor);
   const bool lazy =
-      info(dtype_).type_class == TypeClass::complex && (call_bool(tensor, "is_conj") || call_bool(tensor, "is_neg"));
+      call_bool(tensor, "is_neg") || (info(dtype_).type_class == TypeClass::complex && call_bool(tensor, "is_conj"));
   if (lazy)
-    fail_usage("A complex tensor must not be a lazy conjugate: this one is. Call resolve_conj() or resolve_neg().");
+    fail_usage("A tensor must not be a lazy conjugate or negative: this one is. Call resolve_conj() or resolve_neg().");
   if (!call_bool(tensor, "is_contiguous")) fail_contiguous(tensor);
-  data_ = reinterpret_cast<std::byte*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
   for (const py::handle extent : tensor.attr("shape")) add_extent(extent.cast<std::int64_t>());
+  data_ = address_of(tensor);
+  if (data_ == nullptr && count_ > 0) fail_memory(tensor);
 }
 
 void ArrayView::from_dlpack(py::handle array, Access access) {

@@ -22,7 +22,6 @@ class ArrayView {
   ArrayView(pybind11::handle array, Access access);
   ArrayView(const ArrayView&) = delete;
   ArrayView& operator=(const ArrayView&) = delete;
-  ~ArrayView();
 
   std::byte* data() const { return data_; }
   std::size_t count() const { return count_; }
@@ -32,6 +31,14 @@ class ArrayView {
 
  private:
   static constexpr std::size_t most_dimensions = 64;  // numpy's and torch's limit
+
+  // Released with the view, also when its constructor throws later.
+  struct Buffer {
+    Py_buffer view{};
+    ~Buffer() {
+      if (view.obj) PyBuffer_Release(&view);
+    }
+  };
 
   void from_buffer(pybind11::handle array, Access access);
   void from_tensor(pybind11::handle tensor, Access access);
@@ -43,7 +50,7 @@ class ArrayView {
   DType dtype_ = DType::u8;
   std::size_t dimensions_ = 0;
   std::array<std::int64_t, most_dimensions> shape_;
-  Py_buffer buffer_{};             // released with the view
+  Buffer buffer_;
   pybind11::object keep_alive_{};  // a DLPack capsule, or an array that this view was taken from
 };
 

@@ -93,6 +93,9 @@ void allreduce(Communicator& communicator, py::handle input, py::handle output, 
     fail_usage("Input and output must have the same dtype and number of elements: they have " +
                std::string(info(from.dtype()).name) + " x " + std::to_string(from.count()) + " and " +
                std::string(info(to.dtype()).name) + " x " + std::to_string(to.count()) + ".");
+  const bool apart = from.data() + from.bytes() <= to.data() || to.data() + to.bytes() <= from.data();
+  if (!apart && from.data() != to.data())
+    fail_usage("Input and output must be the same memory or not overlap: they overlap in part. Use another output.");
   const Call call{CallKind::allreduce, op_of(op), from.dtype(), -1, from.shape(), tag};
   communicator.run(call, communicator.bind(call, from.data(), to.data(), from.count()));
 }
@@ -138,7 +141,8 @@ void bind_communicator(py::module_& module) {
       .def(
           "allocate", [](Communicator& self, std::size_t bytes) { return self.arena().allocate(bytes); },
           py::arg("bytes"))
-      .def("leave", &Communicator::leave, py::arg("reason"));
+      .def("leave", &Communicator::leave, py::arg("reason"))
+      .def("abandon", &Communicator::abandon);
 
   py::class_<AllreducePlan>(module, "AllreducePlan")
       .def(py::init<std::shared_ptr<Communicator>, py::object, int, std::string>(), py::arg("communicator"),

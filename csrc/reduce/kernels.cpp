@@ -80,12 +80,17 @@ void combine(const void* const* inputs, int input_count, void* const* outputs, i
   reduce<Element, Combine>(inputs, input_count, outputs, output_count, count, Keep{});
 }
 
-template <class Element>
-void integer_average(const void* const* inputs, int input_count, void* const* outputs, int output_count,
-                     std::size_t count, std::int64_t divisor) {
-  using Accumulator = typename Element::Accumulator;
-  const Divide<Accumulator> divide{static_cast<Accumulator>(divisor)};
-  reduce<Element, Add>(inputs, input_count, outputs, output_count, count, divide);
+template <class Stored>
+void signed_average(const void* const* inputs, int input_count, void* const* outputs, int output_count,
+                    std::size_t count, std::int64_t divisor) {
+  reduce<SignedSum<Stored>, Add>(inputs, input_count, outputs, output_count, count, DivideSigned{divisor});
+}
+
+template <class Stored>
+void unsigned_average(const void* const* inputs, int input_count, void* const* outputs, int output_count,
+                      std::size_t count, std::int64_t divisor) {
+  const Divide<std::uint64_t> divide{static_cast<std::uint64_t>(divisor)};
+  reduce<Plain<Stored, std::uint64_t>, Add>(inputs, input_count, outputs, output_count, count, divide);
 }
 
 // Multiplying by the reciprocal of a power of two gives the quotient exactly; other divisors are divided by, so that
@@ -121,13 +126,13 @@ void convert(const void* input, void* output, std::size_t count) {
 template <class Signed, class Unsigned, class Wrapping, class Wide>
 void fill_integer(KernelTable& table, int signed_row) {
   ReduceKernel* row = table.reduce[signed_row];
-  row[0] = integer_average<Plain<Signed, std::int64_t>>;
+  row[0] = signed_average<Signed>;
   row[1] = combine<Plain<Unsigned, Wrapping>, Add>;
   row[3] = combine<Plain<Signed, Signed>, Minimum>;
   row[4] = combine<Plain<Signed, Signed>, Maximum>;
   row[5] = combine<Plain<Unsigned, Wide>, Multiply>;
   ReduceKernel* unsigned_row = table.reduce[signed_row + 1];
-  unsigned_row[0] = integer_average<Plain<Unsigned, std::uint64_t>>;
+  unsigned_row[0] = unsigned_average<Unsigned>;
   unsigned_row[1] = row[1];
   unsigned_row[3] = combine<Plain<Unsigned, Unsigned>, Minimum>;
   unsigned_row[4] = combine<Plain<Unsigned, Unsigned>, Maximum>;

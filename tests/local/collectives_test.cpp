@@ -294,6 +294,8 @@ TEST("wrong roots and calls after the end are usage errors") {
     CHECK_THROWS(communicator.broadcast({CallKind::broadcast, Op::sum, DType::u8, 1, {}, {}}, nullptr, 0),
                  "0 to 0: it is 1");
     communicator.leave("the end");
-    CHECK_THROWS(communicator.barrier(), "was shut down");
+    CHECK_THROWS(communicator.barrier(), "ended with shutdown()");
+    communicator.abandon();
+    CHECK_THROWS(communicator.barrier(), "was forked");
   });
 }

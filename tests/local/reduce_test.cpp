@@ -221,6 +221,36 @@ TEST("complex and boolean") {
   });
 }
 
+TEST("every instruction set gives the same bits") {
+  std::mt19937 random(11);
+  std::normal_distribution<double> value;
+  for (const std::size_t ranks : {2u, 3u, 4u})
+    for (const auto& [dtype, op] : {std::pair{DType::c128, Op::product}, std::pair{DType::c64, Op::product},
+                                    std::pair{DType::f64, Op::average}, std::pair{DType::f64, Op::product}}) {
+      std::vector<std::vector<double>> buffers(ranks, std::vector<double>(1024));
+      for (auto& buffer : buffers)
+        for (double& element : buffer) element = value(random);
+      std::vector<std::vector<double>> results;
+      for_each_set([&, dtype = dtype, op = op](const InstructionSet& set) {
+        auto mine = buffers;
+        std::vector<const void*> in;
+        for (auto& buffer : mine) in.push_back(buffer.data());
+        void* out = mine[0].data();
+        reduce_kernel(set, dtype, op)(in.data(), static_cast<int>(ranks), &out, 1, 8192 / info(dtype).size,
+                                      static_cast<std::int64_t>(ranks));
+        results.push_back(mine[0]);
+      });
+      for (const auto& result : results) CHECK(std::memcmp(result.data(), results[0].data(), 8192) == 0);
+    }
+}
+
+TEST("64-bit averages wrap in the sum, as sums do") {
+  for_each_set([](const InstructionSet& set) {
+    const std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    CHECK_EQ(reduced<std::int64_t>(set, DType::i64, Op::average, {{most}, {most}}, 1)[0][0], -1);
+  });
+}
+
 TEST("undefined operators and unknown instruction sets are refused") {
   const InstructionSet& set = instruction_set("auto");
   CHECK_THROWS(reduce_kernel(set, DType::boolean, Op::average), "Average is not for bool");

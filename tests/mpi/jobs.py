@@ -127,14 +127,9 @@ def start_ranks(
     )
     job = Job()
     for rank in range(size):
-        environment = clean_environment(
-            PYTHONPATH=here,
-            MEETING_DIRECTORY=str(job.directory),
-            MEETING_RANK=str(rank),
-            MEETING_SIZE=str(size),
-            **(settings or {}),
-            **((own or {}).get(rank, {})),
-        )
+        place = {"PYTHONPATH": here, "MEETING_DIRECTORY": str(job.directory)}
+        number = {"MEETING_RANK": str(rank), "MEETING_SIZE": str(size)}
+        environment = clean_environment(**{**place, **number, **(settings or {}), **((own or {}).get(rank, {}))})
         job.start([sys.executable, "-c", opening + textwrap.dedent(program)], environment)
     return job
 

@@ -33,9 +33,14 @@ call = lambda: {call}
 
 @pytest.fixture(autouse=True)
 def nothing_in_shared_memory() -> Iterator[None]:
-    before = set(Path("/dev/shm").iterdir())
+    before = shared_segments()
     yield
-    assert not set(Path("/dev/shm").iterdir()) - before
+    assert not shared_segments() - before
+
+
+def shared_segments() -> set[Path]:
+    """What lies in /dev/shm, but for segments of Open MPI, whose jobs may come and go beside these tests."""
+    return {path for path in Path("/dev/shm").iterdir() if not path.name.startswith("sm_segment")}
 
 
 def check(ended: list[Ended], *statuses: int) -> None:
@@ -206,7 +211,7 @@ def test_error_in_a_signal_handler_comes_out() -> None:
 # Waiting
 
 
-@pytest.mark.parametrize("call", list(CALLS))
+@pytest.mark.parametrize("call", ["barrier", "two-shot, staged", "two-shot, arena", "plan"])
 def test_deadline(call: str) -> None:
     program = PREPARED.format(call=CALLS[call].replace(", 2)", ", 1)")) + (
         "if rr.rank() == 0:\n"
@@ -272,7 +277,7 @@ def test_settings_that_differ_are_named_on_all_ranks() -> None:
         rr.init()
         assert rr.allreduce(np.ones(300_000), rr.Sum)[-1] == 3
     """
-    check(run_ranks(3, program, own={1: {"RINGRED_SLOT_BYTES": "128K"}}))
+    check(run_ranks(3, program, settings={"RINGRED_SLOT_BYTES": "256K"}, own={1: {"RINGRED_SLOT_BYTES": "128K"}}))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +365,7 @@ def test_rank_that_cannot_exchange_memory_stops_all(function: str) -> None:
         working = {function}
         def broken(*_): raise OSError(24, "Too many open files")
         if bad: {function} = broken
-        meeting.expect(rr.SystemError, rr.init, "rank 1", seconds=5)
+        meeting.expect(rr.SystemError, rr.init, "rank", "Too many open files" if bad else "", seconds=5)
         {function} = working
         assert not rr.is_initialized()
         assert len(os.listdir("/proc/self/fd")) == before, os.listdir("/proc/self/fd")

@@ -80,8 +80,37 @@ def test_ranks_without_a_launcher_meet_in_torchs_store(tmp_path: Path) -> None:
             job.start([sys.executable, path], clean_environment(**numbers))
         survivor, killed = job.wait()
         assert not job.left_behind()
-    assert survivor.status == 0 and "rank 0 of 2 is done\nrank 1 is missed" in survivor.text, survivor.text
-    assert killed.status == -signal.SIGKILL and "rank 1 of 2 is done" in killed.text, killed.text
+    told = f"rank 0: {survivor}\nrank 1: {killed}"
+    assert killed.status == -signal.SIGKILL and "rank 1 of 2 is done" in killed.text, told
+    assert survivor.status == 0 and "rank 0 of 2 is done\nrank 1 is missed" in survivor.text, told
+
+
+def test_first_rank_may_be_ready_long_before_the_others(tmp_path: Path) -> None:
+    """It serves the store, which the others still read from when it is through with init(), and with shutdown()."""
+    pytest.importorskip("torch", reason="needs torch")
+    body = """
+        import time
+        import ringred as rr
+        from ringred import bootstrap
+        class Slow(bootstrap.StoreBootstrap):
+            def allgather(self, value):
+                values = super().allgather(value)
+                if self.rank == 1: time.sleep(0.05)  # not a wait for anything: this rank is slow
+                return values
+        bootstrap.StoreBootstrap = Slow
+        for _ in range(3):
+            rr.init()
+            rr.shutdown()
+        rr.init()
+        rr.barrier()
+    """
+    port = str(free_port())
+    with Job() as job:
+        for rank in range(2):
+            numbers = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            job.start([sys.executable, program(tmp_path, body)], clean_environment(**numbers))
+        ended = job.wait()
+    assert [one.status for one in ended] == [0, 0], ended
 
 
 def test_torchrun(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import ringred as rr
+from ringred import _core
 
 Array = Any
 
@@ -33,8 +34,9 @@ DEFINED = [
     for op in OPS
     if not (dtype == "bool" and op == rr.Average) and not (dtype in COMPLEXES and op in (rr.Min, rr.Max))
 ]
-ONE_SHOT_BYTES = 16 << 10  # the default of RINGRED_ONE_SHOT_BYTES; larger arrays go through two-shot
-SLOT_BYTES = 256 << 10  # the default of RINGRED_SLOT_BYTES; there are three slots
+DEFAULTS = {name: default for name, default, _, _ in _core.setting_table()}
+ONE_SHOT_BYTES = int(DEFAULTS["RINGRED_ONE_SHOT_BYTES"].removesuffix("K")) << 10  # larger arrays go through two-shot
+SLOT_BYTES = int(DEFAULTS["RINGRED_SLOT_BYTES"].removesuffix("K")) << 10  # of which there are three
 MISMATCH_SECONDS = 1.0
 
 

@@ -363,3 +363,18 @@ def test_arena_memory_is_given_back() -> None:
         values = rr.empty(1 << 20, "f8")
         values[0] = values[-1] = 1
         del values
+
+
+@pytest.mark.parametrize("call", IN_PLACE, ids=name_of)
+def test_masked_arrays_are_refused(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(rr.UsageError, match=r"must not be masked.*filled"):
+        call(np.ma.masked_array(np.ones(3), mask=[True, False, False]))
+
+
+def test_an_output_that_overlaps_the_input_in_part_is_refused() -> None:
+    values = np.arange(10.0)
+    for source, out in ((values[:-1], values[1:]), (values[1:], values[:-1])):
+        with pytest.raises(rr.UsageError, match="overlap in part"):
+            rr.allreduce(source, rr.Sum, out=out)
+    assert rr.allreduce(values[:5], rr.Sum, out=values[5:]).tolist() == [0, 1, 2, 3, 4]
+    assert rr.allreduce(values, rr.Sum, out=values) is values

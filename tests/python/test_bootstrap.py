@@ -82,7 +82,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(rr.SystemError, match=r"mpirun started needs the package mpi4py.*pip install mpi4py"):
         bootstrap.start({"PMI_SIZE": "2"}, 1, 1.0)
-    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    monkeypatch.setitem(sys.modules, "torch.distributed.distributed_c10d", None)
     with pytest.raises(rr.SystemError, match=r"torchrun started needs the package torch.*pip install torch"):
         bootstrap.start(STORE, 1, 1.0)
 

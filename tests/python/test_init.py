@@ -178,6 +178,7 @@ def test_setting_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, name: str,
 
 def test_small_arena_says_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGRED_ARENA_BYTES", "4M")
+    monkeypatch.setenv("RINGRED_SLOT_BYTES", "64K")
     rr.init()
     fits = rr.empty(1 << 20, "u1")
     with pytest.raises(rr.SystemError, match=r"4\.0 MiB.*8\.0 MiB.*RINGRED_ARENA_BYTES"):
