@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+LINGERING_SECONDS = 5.0
 JOB_SECONDS = 60.0
 LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MPI_LOCAL", "HYDRA_", "RINGRED_", "PYTEST_", "TORCHELASTIC_")
 STORE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -76,9 +77,14 @@ class Job:
                 continue
 
     def left_behind(self) -> list[int]:
-        """Processes of this job's sessions that still run."""
+        """Processes of this job's sessions that still run. Helpers of multiprocessing end a moment after the owner."""
         sessions = {process.pid for process in self.processes}
-        return [process for process in running_processes() if session_of(process) in sessions]
+        deadline = time.monotonic() + LINGERING_SECONDS
+        while True:
+            running = [process for process in running_processes() if session_of(process) in sessions]
+            if not running or time.monotonic() > deadline:
+                return running
+            time.sleep(0.05)
 
     def _text(self, index: int) -> str:
         self._outputs[index].seek(0)
