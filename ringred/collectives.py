@@ -8,7 +8,7 @@ from typing import SupportsIndex
 from ringred import _core
 from ringred.arrays import Array, contiguous, like
 from ringred.errors import UsageError
-from ringred.ops import Op, checked
+from ringred.ops import Op
 from ringred.world import communicator
 
 
@@ -40,13 +40,13 @@ def allreduce(array: Array, op: Op = Op.Average, *, out: Array = None, tag: str 
     """
     source = contiguous(array)
     result = like(source) if out is None else out
-    communicator().allreduce(source, result, checked(op), tag)
+    communicator().allreduce(source, result, op, tag)
     return result
 
 
 def allreduce_(array: Array, op: Op = Op.Average, *, tag: str = "") -> Array:
     """Combine all ranks' arrays in place and return `array`, which must be contiguous and writable. See allreduce."""
-    return communicator().allreduce_(array, checked(op), tag)
+    return communicator().allreduce_(array, op, tag)
 
 
 def broadcast(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
@@ -78,4 +78,4 @@ def plan_allreduce(array: Array, op: Op = Op.Sum, *, tag: str = "") -> _core.All
     where the others call theirs, or allreduce_ with the same dtype, shape, op and tag. The plan keeps the array alive
     and ends with shutdown(). Errors are those of allreduce.
     """
-    return _core.AllreducePlan(communicator(), array, checked(op), tag)
+    return _core.AllreducePlan(communicator(), array, op, tag)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import enum
 
-from ringred.errors import UsageError
-
 
 class Op(enum.IntEnum):
     """How allreduce combines the values of all ranks.
@@ -28,11 +26,3 @@ Sum = Op.Sum
 Min = Op.Min
 Max = Op.Max
 Product = Op.Product
-
-
-def checked(op: int) -> int:
-    """`op` if it is a number; another library's operator would be taken for one of ours with the same number."""
-    if isinstance(op, int):
-        return op
-    kind = f"{type(op).__module__}.{type(op).__qualname__}"
-    raise UsageError(f"op must be Sum, Average, Min, Max or Product of ringred: it is {op!r}, a {kind}.")

@@ -41,10 +41,10 @@ std::string type_name(py::handle array) {
              ". Copy it to the CPU first; arrays on GPUs are not supported yet.");
 }
 
-DType sized(std::size_t bytes, std::span<const DType> candidates, const std::string& name) {
+DType sized(std::size_t bytes, std::span<const DType> candidates, std::string_view name) {
   for (const DType dtype : candidates)
     if (info(dtype).size == bytes) return dtype;
-  fail_dtype(name);
+  fail_dtype(std::string(name));
 }
 
 constexpr DType signed_types[] = {DType::i8, DType::i16, DType::i32, DType::i64};
@@ -54,17 +54,19 @@ constexpr DType complex_types[] = {DType::c64, DType::c128};
 
 // The format letters of Python's struct module; 'Z' before a float letter is a complex number.
 DType dtype_of_format(const char* format, std::size_t item_bytes) {
-  const std::string whole = format ? format : "B";
-  std::string letter = whole;
-  if (letter.starts_with('@') || letter.starts_with('=') || letter.starts_with('<')) letter.erase(0, 1);
-  if (letter.size() == 1) {
-    if (std::string("bhilq").find(letter) != std::string::npos) return sized(item_bytes, signed_types, whole);
-    if (std::string("BHILQ").find(letter) != std::string::npos) return sized(item_bytes, unsigned_types, whole);
-    if (std::string("efd").find(letter) != std::string::npos) return sized(item_bytes, float_types, whole);
-    if (letter == "?") return DType::boolean;
-  }
-  if (letter == "Zf" || letter == "Zd") return sized(item_bytes, complex_types, whole);
-  fail_dtype("'" + whole + "' (a struct format of " + std::to_string(item_bytes) + " bytes)");
+  const std::string_view whole = format ? format : "B";
+  const bool native = whole.starts_with('@') || whole.starts_with('=') || whole.starts_with('<');
+  const std::string_view letter = native ? whole.substr(1) : whole;
+  const auto is_one_of = [&](std::string_view letters) {
+    return letter.size() == 1 && letters.find(letter[0]) != std::string_view::npos;
+  };
+  const auto sized_as = [&](std::span<const DType> candidates) { return sized(item_bytes, candidates, whole); };
+  if (is_one_of("efd")) return sized_as(float_types);
+  if (is_one_of("bhilq")) return sized_as(signed_types);
+  if (is_one_of("BHILQ")) return sized_as(unsigned_types);
+  if (letter == "?") return DType::boolean;
+  if (letter == "Zf" || letter == "Zd") return sized_as(complex_types);
+  fail_dtype("'" + std::string(whole) + "' (a struct format of " + std::to_string(item_bytes) + " bytes)");
 }
 
 DType dtype_of_dlpack(dlpack::DataType type) {
@@ -91,14 +93,22 @@ DType dtype_of_dlpack(dlpack::DataType type) {
   fail_dtype(name);
 }
 
-// torch's classes and dtype objects, looked up once after torch was imported by the user.
+// An attribute's name as an interned string, made once: looking one up by a C string costs a string each time.
+py::str interned(const char* name) {
+  return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
+}
+
+// torch's classes, dtype objects and attribute names, looked up once after the user imported torch.
 struct Torch {
   py::object tensor_class, strided;
   std::array<py::object, dtype_table.size()> dtypes;  // null where this torch has none
+  py::str is_cpu = interned("is_cpu"), layout = interned("layout"), dtype = interned("dtype"),
+          shape = interned("shape"), is_neg = interned("is_neg"), is_conj = interned("is_conj"),
+          is_contiguous = interned("is_contiguous"), data_ptr = interned("data_ptr");
 
   static const Torch* if_imported() {
     static py::gil_safe_call_once_and_store<std::optional<Torch>> store;
-    if (!py::reinterpret_borrow<py::dict>(PyImport_GetModuleDict()).contains("torch")) return nullptr;
+    if (PyDict_GetItemString(PyImport_GetModuleDict(), "torch") == nullptr) return nullptr;
     return &*store.call_once_and_store_result([]() -> std::optional<Torch> { return Torch(); }).get_stored();
   }
 
@@ -113,28 +123,38 @@ struct Torch {
   }
 
   DType dtype_of(py::handle tensor) const {
-    const py::object dtype = tensor.attr("dtype");
+    const py::object own = get(tensor, dtype);
     for (std::size_t i = 0; i < dtypes.size(); ++i)
-      if (dtypes[i].is(dtype)) return dtype_table[i].dtype;
-    fail_dtype(py::str(dtype).cast<std::string>());
+      if (dtypes[i].is(own)) return dtype_table[i].dtype;
+    fail_dtype(py::str(own).cast<std::string>());
   }
+
+  static py::object get(py::handle tensor, const py::str& name) {
+    PyObject* value = PyObject_GetAttr(tensor.ptr(), name.ptr());
+    if (!value) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+  }
+
+  static py::object call(py::handle tensor, const py::str& method) {
+    PyObject* value = PyObject_CallMethodNoArgs(tensor.ptr(), method.ptr());
+    if (!value) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+  }
+
+  static bool is(py::handle tensor, const py::str& method) { return call(tensor, method).ptr() == Py_True; }
 };
 
 [[noreturn]] void fail_memory(py::handle tensor) {
   fail_usage("A tensor must have memory: this " + type_name(tensor) + " has none (a fake or functional tensor?).");
 }
 
-std::byte* address_of(py::handle tensor) {
+std::byte* address_of(py::handle tensor, const Torch& torch) {
   try {
-    return reinterpret_cast<std::byte*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
+    return static_cast<std::byte*>(PyLong_AsVoidPtr(Torch::call(tensor, torch.data_ptr).ptr()));
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_RuntimeError)) throw;
   }
   fail_memory(tensor);
-}
-
-bool call_bool(py::handle object, const char* method) {
-  return object.attr(method)().cast<bool>();
 }
 
 }  // namespace
@@ -184,18 +204,23 @@ void ArrayView::from_buffer(py::handle array, Access access) {
 
 void ArrayView::from_tensor(py::handle tensor, Access) {
   const Torch& torch = *Torch::if_imported();
-  if (!tensor.attr("is_cpu").cast<bool>()) fail_device(tensor, py::str(tensor.attr("device")).cast<std::string>());
-  if (!py::object(tensor.attr("layout")).is(torch.strided))
+  if (Torch::get(tensor, torch.is_cpu).ptr() != Py_True)
+    fail_device(tensor, py::str(tensor.attr("device")).cast<std::string>());
+  if (!Torch::get(tensor, torch.layout).is(torch.strided))
     fail_usage("A tensor must be dense: its layout is " + py::str(tensor.attr("layout")).cast<std::string>() +
                ". Convert it with to_dense().");
   dtype_ = torch.dtype_of(tensor);
-  const bool lazy =
-      call_bool(tensor, "is_neg") || (info(dtype_).type_class == TypeClass::complex && call_bool(tensor, "is_conj"));
-  if (lazy)
+  const bool is_complex = info(dtype_).type_class == TypeClass::complex;
+  if (Torch::is(tensor, torch.is_neg) || (is_complex && Torch::is(tensor, torch.is_conj)))
     fail_usage("A tensor must not be a lazy conjugate or negative: this one is. Call resolve_conj() or resolve_neg().");
-  if (!call_bool(tensor, "is_contiguous")) fail_contiguous(tensor);
-  for (const py::handle extent : tensor.attr("shape")) add_extent(extent.cast<std::int64_t>());
-  data_ = address_of(tensor);
+  if (!Torch::is(tensor, torch.is_contiguous)) fail_contiguous(tensor);
+  const py::object shape = Torch::get(tensor, torch.shape);
+  for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(shape.ptr()); ++i) {
+    const long long extent = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
+    if (extent < 0) throw py::error_already_set();  // a symbolic extent is no number
+    add_extent(extent);
+  }
+  data_ = address_of(tensor, torch);
   if (data_ == nullptr && count_ > 0) fail_memory(tensor);
 }
 

@@ -16,10 +16,15 @@ namespace py = pybind11;
 namespace ringred {
 namespace {
 
-Op op_of(int number) {
+// Another library's operator is no number of ours, even where it has the same one.
+Op op_of(py::handle op) {
+  const long number = PyLong_Check(op.ptr()) ? PyLong_AsLong(op.ptr()) : -1;
   for (const OpInfo& row : op_table)
-    if (static_cast<int>(row.op) == number) return row.op;
-  fail_usage("op must be Sum, Average, Min, Max or Product: it is " + std::to_string(number) + ".");
+    if (static_cast<long>(row.op) == number) return row.op;
+  PyErr_Clear();  // of a number that no long holds
+  const std::string type = py::str(py::type::handle_of(op).attr("__qualname__")).cast<std::string>();
+  fail_usage("op must be Sum, Average, Min, Max or Product of ringred: it is " + py::repr(op).cast<std::string>() +
+             ", a " + type + ".");
 }
 
 Lookup lookup_in(const std::map<std::string, std::string>& environment) {
@@ -65,7 +70,7 @@ std::shared_ptr<Communicator> connect(const Endpoint& endpoint, int rank, const 
 // An allreduce bound to one array: calling it parses nothing.
 class AllreducePlan {
  public:
-  AllreducePlan(std::shared_ptr<Communicator> communicator, py::object array, int op, std::string tag)
+  AllreducePlan(std::shared_ptr<Communicator> communicator, py::object array, py::handle op, std::string tag)
       : communicator_(std::move(communicator)),
         array_(std::move(array)),
         view_(array_, ArrayView::Access::write),
@@ -87,7 +92,7 @@ class AllreducePlan {
   Reduction reduction_;
 };
 
-void allreduce(Communicator& communicator, py::handle input, py::handle output, int op, std::string_view tag) {
+void allreduce(Communicator& communicator, py::handle input, py::handle output, py::handle op, std::string_view tag) {
   const ArrayView from(input, ArrayView::Access::read), to(output, ArrayView::Access::write);
   if (from.dtype() != to.dtype() || from.count() != to.count())
     fail_usage("Input and output must have the same dtype and number of elements: they have " +
@@ -100,7 +105,7 @@ void allreduce(Communicator& communicator, py::handle input, py::handle output, 
   communicator.run(call, communicator.bind(call, from.data(), to.data(), from.count()));
 }
 
-py::object allreduce_in_place(Communicator& communicator, py::object array, int op, std::string_view tag) {
+py::object allreduce_in_place(Communicator& communicator, py::object array, py::handle op, std::string_view tag) {
   const ArrayView view(array, ArrayView::Access::write);
   const Call call{CallKind::allreduce, op_of(op), view.dtype(), -1, view.shape(), tag};
   communicator.run(call, communicator.bind(call, view.data(), view.data(), view.count()));
@@ -145,7 +150,7 @@ void bind_communicator(py::module_& module) {
       .def("abandon", &Communicator::abandon);
 
   py::class_<AllreducePlan>(module, "AllreducePlan")
-      .def(py::init<std::shared_ptr<Communicator>, py::object, int, std::string>(), py::arg("communicator"),
+      .def(py::init<std::shared_ptr<Communicator>, py::object, py::handle, std::string>(), py::arg("communicator"),
            py::arg("array"), py::arg("op"), py::arg("tag") = "")
       .def("__call__", &AllreducePlan::operator());
 }
