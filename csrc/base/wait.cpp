@@ -40,17 +40,18 @@ std::string in_seconds(double seconds) {
 
 }  // namespace
 
-// One long wait, from the moment it is known to be long. The rungs: spin, yield, sleep.
+// One long wait, from the moment it is known to be long. The rungs: a short wait with all locks kept, spinning if there
+// is a core for each rank, else yielding to a peer that has none; then, with the hooks told, yield and sleep.
 class Waiter::LongWait {
  public:
   LongWait(Waiter& waiter, int peer, FunctionRef<bool()> ready, FunctionRef<std::string()> sentence)
       : waiter_(waiter), peer_(peer), ready_(ready), sentence_(sentence), start_(Clock::now()) {}
 
   void run() {
-    if (waiter_.settings_.cores_suffice && spin()) return;
+    if (waiter_.settings_.cores_suffice ? spin() : yield(waiter_.settings_.spin)) return;
     if (waiter_.hooks_) waiter_.hooks_->enter();
     const Leave leave{waiter_.hooks_};
-    if (!yield()) sleep();
+    if (!yield(yield_time)) sleep();
   }
 
  private:
@@ -70,12 +71,12 @@ class Waiter::LongWait {
     return false;
   }
 
-  bool yield() {
+  bool yield(Clock::duration duration) {
     const auto start = Clock::now();
     do {
       sched_yield();
       if (ready_()) return true;
-    } while (Clock::now() - start < yield_time);
+    } while (Clock::now() - start < duration);
     return false;
   }
 
