@@ -6,6 +6,14 @@ rr.init()
 rr.allreduce_(array, rr.Sum)
 """
 
+try:
+    import ringred._core
+except ImportError as missing:
+    raise ImportError(
+        f"ringred's compiled part cannot be loaded from {__path__[0]}: {missing}. If that is the source folder, work in "
+        "another directory or install it with 'pip install -e .'; otherwise reinstall ringred with this Python."
+    ) from missing
+
 from ringred.arrays import empty
 from ringred.collectives import allreduce, allreduce_, barrier, broadcast, broadcast_, plan_allreduce
 from ringred.errors import (

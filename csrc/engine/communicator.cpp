@@ -135,6 +135,7 @@ void Communicator::guarded(const Call& call, Body&& body) {
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::usage || error.kind() == ErrorKind::mismatch) throw;
     broken_ = error.what();
+    arena_->retire();
     team_.waiter().depart(Departure::broken, std::string("broke off (") + error.what() + ")");
     throw Error(error.kind(), broken_ +
                                   (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +

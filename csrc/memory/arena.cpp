@@ -67,8 +67,9 @@ std::shared_ptr<Arena::Block> Arena::allocate(std::size_t bytes) {
 
 void Arena::free(std::size_t offset, std::size_t bytes) {
   if (getpid() != owner_) return;
-  segment_.release(offset, bytes);
   const std::lock_guard lock(mutex_);
+  if (retired_) return;
+  segment_.release(offset, bytes);
   auto next = free_.lower_bound(offset);
   if (next != free_.end() && offset + bytes == next->first) {
     bytes += next->second;
@@ -82,6 +83,11 @@ void Arena::free(std::size_t offset, std::size_t bytes) {
     }
   }
   free_[offset] = bytes;
+}
+
+void Arena::retire() {
+  const std::lock_guard lock(mutex_);
+  retired_ = true;
 }
 
 std::size_t Arena::location(const void* data, std::size_t bytes) const {

@@ -39,6 +39,9 @@ class Arena : public std::enable_shared_from_this<Arena> {
   // The offset of [data, data + bytes) in the segment plus one, or 0 if it does not lie inside the arena.
   std::size_t location(const void* data, std::size_t bytes) const;
 
+  // Freed memory is not used again from now on: a peer that was cut off in the middle of a call may still write to it.
+  void retire();
+
   Segment& segment() { return segment_; }
 
  private:
@@ -49,6 +52,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
   const int owner_;   // the process that made it: a forked child shares the pages and must not give them back
   std::mutex mutex_;  // guards free_; no collective takes it
   std::map<std::size_t, std::size_t> free_;  // offset to bytes
+  bool retired_ = false;                     // guarded by mutex_, too
 };
 
 }  // namespace ringred

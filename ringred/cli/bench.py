@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, help="start this many ranks (otherwise: the ranks of the launcher, or one)")
     parser.add_argument("-b", default="8", type=table.size_in_bytes, help="smallest size in bytes (K, M, G: 1024s)")
     parser.add_argument("-e", default="64M", type=table.size_in_bytes, help="largest size")
-    parser.add_argument("-f", default=2.0, type=float, help="factor from one size to the next")
+    parser.add_argument("-f", default=2.0, type=table.factor, help="factor from one size to the next, above 1")
     parser.add_argument("-n", type=int, help="iterations of a repetition (default: from 5 to 3000, by size)")
     parser.add_argument("-w", default=5, type=int, help="iterations before the first repetition, not timed")
     parser.add_argument("-N", default=5, type=int, help="repetitions, of which the best counts")

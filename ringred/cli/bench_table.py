@@ -21,6 +21,17 @@ def size_in_bytes(text: str) -> int:
     return int(digits) << shift
 
 
+def factor(text: str) -> float:
+    """Read the factor between two sizes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"-f must be a number above 1: {text!r}")
+    return value
+
+
 def rates(seconds: float, size: int, ranks: int) -> dict[str, float]:
     """Time in microseconds, algbw and busbw in GB/s."""
     algbw = size / seconds / 1e9

@@ -96,6 +96,17 @@ TEST("an array outlives the arena's other owners") {
   CHECK(block->data()[4095] == std::byte{7});
 }
 
+TEST("a retired arena keeps what is freed") {
+  auto arena = small_arena();
+  auto block = arena->allocate(4096);
+  std::byte* place = block->data();
+  std::memset(place, 7, 4096);
+  arena->retire();
+  block.reset();
+  CHECK(place[0] == std::byte{7});
+  CHECK(arena->allocate(4096)->data() != place);
+}
+
 TEST("what does not fit is refused in words, and loses nothing") {
   auto arena = small_arena();
   auto block = arena->allocate(40 * mebibyte);

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "tests/local/ranks.h"
 
@@ -134,9 +135,17 @@ TEST("the end of a peer's process ends the wait") {
 
 TEST("a peer that finished before it left is not missed") {
   Pair pair;
-  pair.waiter(1).depart(Departure::left, "left");
-  std::atomic<int> looks{0};
-  pair.waiter(0).until(1, [&] { return ++looks > 25; }, [] { return std::string(); });
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    pair.waiter(1).depart(Departure::left, "left");
+  });
+  // What the peer stored before it left is seen one look later than its leaving: the wait has to look again.
+  bool left = false;
+  const auto ready = [&] {
+    return std::exchange(left, pair.departures[1].state.load(std::memory_order_acquire) == Departure::left);
+  };
+  pair.waiter(0).until(1, ready, [] { return std::string(); });
+  other.join();
 }
 
 TEST("a signal handler's wish ends the wait") {
