@@ -7,11 +7,11 @@ rr.allreduce_(array, rr.Sum)
 """
 
 try:
-    import ringred._core
+    import ringred._core  # noqa: F401
 except ImportError as missing:
     raise ImportError(
-        f"ringred's compiled part cannot be loaded from {__path__[0]}: {missing}. If that is the source folder, work in "
-        "another directory or install it with 'pip install -e .'; otherwise reinstall ringred with this Python."
+        f"ringred's compiled part cannot be loaded from {__path__[0]}: {missing}. If this is the source folder, "
+        "work elsewhere or install it with 'pip install -e .'; otherwise reinstall ringred with this Python."
     ) from missing
 
 from ringred.arrays import empty
