@@ -27,7 +27,8 @@ class World:
     forked: bool = False
 
     def close(self, reason: str) -> None:
-        self.communicator.leave(reason)
+        if not self.communicator.leave(reason):
+            return  # a thread is in a call, and looks at the descriptors
         for peer in self.peers.values():
             peer.close()
 

@@ -95,26 +95,29 @@ class Waiter::LongWait {
     const std::uint32_t awaited = peer_ < 0 ? Doorbell::any_peer : static_cast<std::uint32_t>(peer_) + 1;
     doorbell.store(awaited, std::memory_order_seq_cst);
     const timespec slice{0, slice_nanoseconds};
-    const bool sleeping = !ready_() && !anyone_departed();
+    const bool sleeping = !ready_() && !anyone_missed();
     const bool signalled = sleeping && futex(&doorbell, FUTEX_WAIT, awaited, &slice) != 0 && errno == EINTR;
     doorbell.store(0, std::memory_order_seq_cst);
     return signalled;
   }
 
-  bool anyone_departed() const {
-    return std::any_of(waiter_.peers_.departures.begin(), waiter_.peers_.departures.end(), [](const Departure* one) {
-      return one->state.load(std::memory_order_acquire) == Departure::broken;
-    });
+  bool is_missed(std::size_t peer) const {
+    const std::uint32_t state = waiter_.peers_.departures[peer]->state.load(std::memory_order_seq_cst);
+    return state == Departure::broken || (state == Departure::left && static_cast<int>(peer) == peer_);
+  }
+
+  bool anyone_missed() const {
+    for (std::size_t peer = 0; peer < waiter_.peers_.departures.size(); ++peer)
+      if (is_missed(peer)) return true;
+    return false;
   }
 
   // A rank that broke off takes everyone with it; one that left in good order is missed only by those who wait for it.
   void check_departures() {
     for (std::size_t peer = 0; peer < waiter_.peers_.departures.size(); ++peer) {
-      const Departure& departure = *waiter_.peers_.departures[peer];
-      const std::uint32_t state = departure.state.load(std::memory_order_acquire);
-      const bool missed = state == Departure::broken || (state == Departure::left && static_cast<int>(peer) == peer_);
-      if (!missed || ready_()) continue;
-      throw Error(ErrorKind::peer_lost, "rank " + std::to_string(peer) + " " + departure.reason + " while " + who());
+      if (!is_missed(peer) || ready_()) continue;
+      throw Error(ErrorKind::peer_lost,
+                  "rank " + std::to_string(peer) + " " + waiter_.peers_.departures[peer]->reason + " while " + who());
     }
   }
 
@@ -138,7 +141,7 @@ class Waiter::LongWait {
   void check_lifelines() {
     for (std::size_t peer = 0; peer < waiter_.peers_.lifelines.size(); ++peer) {
       pollfd lifeline{waiter_.peers_.lifelines[peer], POLLIN, 0};
-      if (lifeline.fd < 0 || ::poll(&lifeline, 1, 0) <= 0) continue;
+      if (lifeline.fd < 0 || ::poll(&lifeline, 1, 0) <= 0 || (lifeline.revents & (POLLIN | POLLHUP)) == 0) continue;
       // Its last stores may have come just before its end, and it may have left in good order.
       const auto& departure = *waiter_.peers_.departures[peer];
       const bool in_order = departure.state.load(std::memory_order_acquire) == Departure::left;
@@ -174,6 +177,14 @@ Waiter::Waiter(int rank, Peers peers, WaitSettings settings, WaitHooks* hooks)
 
 void Waiter::wait_long(int peer, FunctionRef<bool()> ready, FunctionRef<std::string()> sentence) {
   LongWait(*this, peer, ready, sentence).run();
+}
+
+void Waiter::throw_broken(FunctionRef<std::string()> sentence) {
+  for (std::size_t peer = 0; peer < peers_.departures.size(); ++peer)
+    if (peers_.departures[peer]->state.load(std::memory_order_seq_cst) == Departure::broken)
+      throw Error(ErrorKind::peer_lost, "rank " + std::to_string(peer) + " " + peers_.departures[peer]->reason +
+                                            " while rank " + std::to_string(rank_) + " was " + sentence());
+  throw Error(ErrorKind::peer_lost, "a peer broke off");
 }
 
 // A waker that was held up here must not clear what the sleeper waits for by now.

@@ -75,8 +75,8 @@ class Waiter {
 
   Waiter(int rank, Peers peers, WaitSettings settings, WaitHooks* hooks);
 
-  // Returns when ready() is true; ready() looks at words that `peer` writes (or any peer: -1). Throws peer_lost,
-  // timeout or interrupted. `sentence()` completes "rank 0 waits for rank 2 ...".
+  // Returns when ready() is true; ready() looks at words that `peer` writes (or any peer: -1), and once true stays
+  // true. Throws peer_lost, timeout or interrupted. `sentence()` completes "rank 0 waits for rank 2 ...".
   template <class Ready, class Sentence>
   void until(int peer, Ready&& ready, Sentence&& sentence) {
     for (int turn = 0; turn < pauses; ++turn) {
@@ -101,6 +101,13 @@ class Waiter {
     if (awaited == mine_ || awaited == Doorbell::any_peer) wake(doorbell, awaited);
   }
 
+  // Throws peer_lost if a peer broke off. For calls that touch a peer's own array: its owner may use it again after it
+  // broke off, which it says before. To be called after a seq_cst store (a phase) that follows the reads.
+  template <class Sentence>
+  void throw_if_broken(Sentence&& sentence) {
+    if (is_broken()) throw_broken(FunctionRef<std::string()>(sentence));
+  }
+
   // Tells all peers why this rank takes no further part, and wakes them.
   void depart(Departure::State state, const std::string& reason);
 
@@ -111,6 +118,12 @@ class Waiter {
   class LongWait;
 
   static void wake(Doorbell& doorbell, std::uint32_t awaited);
+  bool is_broken() const {
+    for (const Departure* departure : peers_.departures)
+      if (departure->state.load(std::memory_order_seq_cst) == Departure::broken) return true;
+    return false;
+  }
+  [[noreturn]] void throw_broken(FunctionRef<std::string()> sentence);
   void wait_long(int peer, FunctionRef<bool()> ready, FunctionRef<std::string()> sentence);
 
   const int rank_;

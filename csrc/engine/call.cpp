@@ -12,9 +12,9 @@ constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
 }  // namespace
 
 std::uint64_t Call::fingerprint() const {
-  std::uint64_t hash = mix(
-      static_cast<std::uint64_t>(kind) << 16 | static_cast<std::uint64_t>(op) << 8 | static_cast<std::uint64_t>(dtype),
-      static_cast<std::uint64_t>(root) << 32 | shape.size());
+  std::uint64_t hash = mix(0, static_cast<std::uint64_t>(kind) << 16 | static_cast<std::uint64_t>(op) << 8 |
+                                  static_cast<std::uint64_t>(dtype));
+  hash = mix(hash, static_cast<std::uint64_t>(root) << 32 | shape.size());
   for (const std::int64_t extent : shape) hash = mix(hash, static_cast<std::uint64_t>(extent));
   for (const char letter : tag) hash = mix(hash, static_cast<unsigned char>(letter));
   return hash;

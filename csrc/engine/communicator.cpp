@@ -80,7 +80,8 @@ class Communicator::Entry {
 
  private:
   void check_usable(const std::string& name) const {
-    if (!communicator_.closed_.empty()) fail_usage(name + " cannot be called here: " + communicator_.closed_);
+    if (const char* why = communicator_.closed_.load(std::memory_order_acquire))
+      fail_usage(name + " cannot be called here: " + why);
     if (!communicator_.broken_.empty())
       throw Error(ErrorKind::peer_lost, "The communicator is broken since an earlier call: " + communicator_.broken_ +
                                             " Call shutdown() and init() on all ranks that are left to go on.");
@@ -134,13 +135,20 @@ void Communicator::guarded(const Call& call, Body&& body) {
     body();
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::usage || error.kind() == ErrorKind::mismatch) throw;
-    broken_ = error.what();
-    arena_->retire();
-    team_.waiter().depart(Departure::broken, std::string("broke off (") + error.what() + ")");
+    break_off(error.what());
     throw Error(error.kind(), broken_ +
                                   (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
                                   " Call shutdown() and init() on all ranks that are left to go on.");
+  } catch (const std::exception& error) {  // such as a lack of memory
+    break_off(error.what());
+    throw;
   }
+}
+
+void Communicator::break_off(const std::string& reason) {
+  broken_ = reason;
+  arena_->retire();
+  team_.waiter().depart(Departure::broken, "broke off (" + reason + ")");
 }
 
 // Waits for everybody's line, and raises where they differ.
@@ -182,20 +190,14 @@ Reduction Communicator::bind(const Call& call, const std::byte* input, std::byte
           element_size,
           reduce_kernel(instruction_set_, call.dtype, call.op),
           size(),
-          arena_->location(output, count * element_size),
+          input == output ? arena_->location(output, count * element_size) : 0,
           call.fingerprint()};
 }
 
-void Communicator::run(const Call& call, const Reduction& bound) {
+void Communicator::run(const Call& call, const Reduction& reduction) {
   guarded(call, [&] {
-    const LongCall releasing(hooks_.get(), bound.bytes());
-    Reduction reduction = bound;
+    const LongCall releasing(hooks_.get(), reduction.bytes());
     if (size() == 1) return reduce_alone(reduction);
-    // An arena buffer is reduced where it lies.
-    if (reduction.location != 0 && reduction.input != reduction.output) {
-      std::memmove(reduction.output, reduction.input, reduction.bytes());
-      reduction.input = reduction.output;
-    }
     const auto sentence = [&] { return sentence_of(call); };
     team_.begin_call();
     if (scheduled_) {
@@ -250,16 +252,24 @@ std::string Communicator::sentence_of(const Call& call) const {
   return "in call " + std::to_string(number) + ", " + call.describe();
 }
 
-void Communicator::leave(const std::string& reason) {
-  closed_ = "this communicator ended with shutdown(). Call init(), and bind plans again.";
+bool Communicator::leave(const std::string& reason) {
+  closed_.store("this communicator ended with shutdown(). Call init(), and bind plans again.",
+                std::memory_order_release);
+  if (active_.load(std::memory_order_acquire) != nullptr) {
+    arena_->retire();
+    team_.waiter().depart(Departure::broken, "broke off (" + reason + " in the middle of a call)");
+    return false;
+  }
   team_.waiter().depart(Departure::left, "left (" + reason + ")");
+  return true;
 }
 
 void Communicator::abandon() {
   active_.store(nullptr, std::memory_order_release);
-  closed_ =
+  closed_.store(
       "this process was forked from the one that called init(). Start ranks with mpirun, and data loaders with "
-      "multiprocessing_context='forkserver'.";
+      "multiprocessing_context='forkserver'.",
+      std::memory_order_release);
 }
 
 }  // namespace ringred

@@ -56,10 +56,11 @@ class Communicator {
   // Binds an allreduce to its buffers, for any number of run()s. The call's shape and tag must outlive the binding.
   // Throws a usage error where the operator is not defined for the dtype.
   Reduction bind(const Call& call, const std::byte* input, std::byte* output, std::size_t count) const;
-  void run(const Call& call, const Reduction& bound);
+  void run(const Call& call, const Reduction& reduction);
 
-  // Says to the peers that this rank takes no further part, in good order.
-  void leave(const std::string& reason);
+  // Says to the peers that this rank takes no further part: in good order, or breaking off if a thread is in a call.
+  // Returns whether it was in good order.
+  bool leave(const std::string& reason);
 
   // For a forked child: calls raise, and the peers, who are the parent's, are told nothing.
   void abandon();
@@ -70,6 +71,7 @@ class Communicator {
 
   template <class Body>
   void guarded(const Call& call, Body&& body);
+  void break_off(const std::string& reason);
   static void reduce_alone(const Reduction& reduction);
   void meet(const Call& call, Sentence sentence);
   [[noreturn]] void raise_mismatch(const Call& call);
@@ -85,7 +87,7 @@ class Communicator {
   std::optional<Scheduled> scheduled_;        // where an algorithm is forced
   std::atomic<const char*> active_{nullptr};  // the call that a thread is in; taken and cleared by that thread
   std::string broken_;                        // why the communicator is broken; empty: it is not
-  std::string closed_;                        // why no call may come any more; empty: it may
+  std::atomic<const char*> closed_{nullptr};  // why no call may come any more; null: it may
 };
 
 }  // namespace ringred

@@ -69,11 +69,13 @@ void Scheduled::allreduce(const Call& call, const Reduction& reduction, Sentence
 void Scheduled::play(const Work& work, Sentence sentence) {
   Player<SegmentLinks>& player = player_for(work.count * work.element_size);
   player.start(work);
-  while (!player.advance())
-    if (!player.moved())
+  while (!player.advance()) {
+    bool moved = player.moved();  // stays true once it is: the wait looks more than once
+    if (!moved)
       team_->waiter().until(
-          player.waiting_peer(), [&] { return player.advance() || player.moved(); },
+          player.waiting_peer(), [&] { return moved = moved || player.advance() || player.moved(); },
           [&] { return sentence() + ", where " + player.waiting_for(); });
+  }
 }
 
 // A pipeline as deep as there are slots to fill, in powers of two so that few schedules are recorded.

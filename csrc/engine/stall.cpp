@@ -20,11 +20,11 @@ std::string describe(const Stall& stall) {
 }
 
 void fail_piece(int rank, int peer, int lane, std::size_t step, std::size_t expected, std::size_t arrived) {
-  throw Error(ErrorKind::mismatch, "all ranks must play the same schedule on buffers of the same length: rank " +
-                                       std::to_string(rank) + ", lane " + std::to_string(lane) + ", step " +
-                                       std::to_string(step) + " expects " + std::to_string(expected) +
-                                       " bytes from rank " + std::to_string(peer) + " and gets " +
-                                       std::to_string(arrived));
+  throw Error(ErrorKind::system, "all ranks must play the same schedule on buffers of the same length: rank " +
+                                     std::to_string(rank) + ", lane " + std::to_string(lane) + ", step " +
+                                     std::to_string(step) + " expects " + std::to_string(expected) +
+                                     " bytes from rank " + std::to_string(peer) + " and gets " +
+                                     std::to_string(arrived));
 }
 
 }  // namespace ringred

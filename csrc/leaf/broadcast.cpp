@@ -54,6 +54,7 @@ void broadcast_complete(Team& team, const Broadcast& broadcast, Sentence sentenc
       direct(team, broadcast, sentence);
     else
       staged(team, broadcast, sentence);
+    team.waiter().throw_if_broken(sentence);  // a root that broke off may have changed its array before it was read
   } else if (team.rank() != broadcast.root && broadcast.bytes > 0) {
     const bool in_line = broadcast.bytes <= Line::inline_bytes;
     const std::byte* source = in_line ? team.line(broadcast.root).payload : team.one_shot_slot(broadcast.root);

@@ -150,12 +150,15 @@ void two_shot_publish(Team& team, const Reduction& reduction) {
 }
 
 void two_shot_complete(Team& team, const Reduction& reduction, Sentence sentence) {
+  // Before the first foreign write, and after the last foreign read: whoever broke off may use its array again.
+  team.waiter().throw_if_broken(sentence);
   bool all_in_arenas = true;
   for (int peer = 0; peer < team.size(); ++peer) all_in_arenas &= team.line(peer).location != 0;
   if (all_in_arenas)
     direct(team, reduction, sentence);
   else
     staged(team, reduction, sentence);
+  team.waiter().throw_if_broken(sentence);
 }
 
 }  // namespace ringred

@@ -74,6 +74,7 @@ class AllreducePlan {
       : communicator_(std::move(communicator)),
         array_(std::move(array)),
         view_(array_, ArrayView::Access::write),
+        storage_(py::hasattr(array_, "untyped_storage") ? array_.attr("untyped_storage")() : py::none()),
         tag_(std::move(tag)),
         call_{CallKind::allreduce, op_of(op), view_.dtype(), -1, view_.shape(), tag_},
         reduction_(communicator_->bind(call_, view_.data(), view_.data(), view_.count())) {}
@@ -87,6 +88,7 @@ class AllreducePlan {
   std::shared_ptr<Communicator> communicator_;
   py::object array_;
   ArrayView view_;
+  py::object storage_;  // a torch tensor's memory, which the tensor may exchange for another
   std::string tag_;
   Call call_;
   Reduction reduction_;

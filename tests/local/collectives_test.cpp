@@ -1,5 +1,6 @@
 // The leaves and the communicator, with ranks as threads: right on every path, the same bits on all ranks, and every
 // wrong call an error that leaves the next one working.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -248,10 +249,74 @@ TEST("different calls, operators, dtypes, roots and tags are mismatches too") {
   });
 }
 
+TEST("calls that differ in any one thing have different fingerprints") {
+  const std::vector<std::int64_t> shapes[] = {{}, {8}, {8, 49}, {49, 8}, {100}, {100, 49}};
+  std::vector<std::uint64_t> seen;
+  for (const CallKind kind : {CallKind::broadcast, CallKind::allreduce})
+    for (const DTypeInfo& dtype : dtype_table)
+      for (const Op op : {Op::sum, Op::average, Op::max})
+        for (const int root : {-1, 0, 1})
+          for (const auto& shape : shapes)
+            for (const char* tag : {"", "1", "11", "a"})
+              seen.push_back(Call{kind, op, dtype.dtype, root, shape, tag}.fingerprint());
+  std::sort(seen.begin(), seen.end());
+  CHECK(std::adjacent_find(seen.begin(), seen.end()) == seen.end());
+}
+
+TEST("a late rank neither reads nor writes the array of one that gave up") {
+  for (const bool broadcasts : {false, true}) {
+    Settings settings = small_settings();
+    settings.timeout_seconds = 0.3;
+    std::atomic<bool> changed{false};
+    run_ranks(2, settings, [&](Communicator& communicator) {
+      Array<float> array(communicator, 5000, Place::arena);
+      std::fill_n(array.data(), 5000, 1.0f);
+      const std::vector<std::int64_t> shape{5000};
+      const auto call = [&] {
+        const Call reduce = allreduce_call(DType::f32, Op::sum, shape);
+        if (broadcasts)
+          communicator.broadcast({CallKind::broadcast, Op::sum, DType::f32, 0, shape, {}}, array.bytes(), 20000);
+        else
+          communicator.run(reduce, communicator.bind(reduce, array.bytes(), array.bytes(), 5000));
+      };
+      if (communicator.rank() == 0) {
+        CHECK_THROWS(call(), "RINGRED_TIMEOUT_SECONDS=0.3");
+        std::fill_n(array.data(), 5000, 7.0f);
+        changed = true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        for (std::size_t i = 0; i < 5000; ++i) CHECK_EQ(array[i], 7.0f);
+      } else {
+        while (!changed) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        CHECK_THROWS(call(), "rank 0 broke off");
+      }
+    });
+  }
+}
+
+TEST("leaving in the middle of a call breaks it off for all") {
+  run_ranks(3, small_settings(), [](Communicator& communicator) {
+    if (communicator.rank() == 2) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(400));
+      communicator.barrier();  // the others had announced this one
+      CHECK_THROWS(communicator.barrier(), "broke off");
+      return;
+    }
+    std::thread second([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      if (communicator.rank() == 0) CHECK(!communicator.leave("its main thread ended"));
+    });
+    CHECK_THROWS(communicator.barrier(), "its main thread ended in the middle of a call");
+    second.join();
+  });
+}
+
 TEST("a rank that leaves is missed by those who wait for it") {
   run_ranks(3, small_settings(), [](Communicator& communicator) {
     communicator.barrier();
-    if (communicator.rank() == 1) return communicator.leave("it had enough");
+    if (communicator.rank() == 1) {
+      CHECK(communicator.leave("it had enough"));
+      return;
+    }
     CHECK_THROWS(communicator.barrier(), "it had enough");
     CHECK_THROWS(communicator.barrier(), "broken since an earlier call");
   });
