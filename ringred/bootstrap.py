@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import datetime
 import functools
+import itertools
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from ringred.errors import PeerLostError, SystemError, UsageError
+from ringred.errors import PeerLostError, SystemError, TimeoutError, UsageError
 
 Result = TypeVar("Result")
 
@@ -49,16 +52,53 @@ class MpiBootstrap:
 
     name = "mpi"
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], timeout_seconds: float) -> None:
         from mpi4py import MPI
 
         self.rank: int = MPI.COMM_WORLD.Get_rank()
         self.size: int = MPI.COMM_WORLD.Get_size()
         check_launcher(environment, self.size, MPI.Get_library_version())
-        self._communicator = MPI.COMM_WORLD.Dup()
+        self._mpi: Any = MPI
+        self._timeout_seconds = timeout_seconds
+        self._stall_seconds = _seconds(environment, "RINGRED_STALL_SECONDS", 30.0)
+        with self._named_losses():
+            self._communicator, request = MPI.COMM_WORLD.Idup()
+            self._finish(request)
 
     def allgather(self, value: Any) -> list[Any]:
-        return list(self._communicator.allgather(value))
+        data = bytearray(pickle.dumps(value))
+        lengths = array.array("q", [0] * self.size)
+        with self._named_losses():
+            self._finish(self._communicator.Iallgather([array.array("q", [len(data)]), self._mpi.INT64_T], lengths))
+            whole = bytearray(sum(lengths))
+            self._finish(self._communicator.Iallgatherv(data, [whole, list(lengths)]))
+        ends = list(itertools.accumulate(lengths))
+        return [pickle.loads(whole[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+
+    def _finish(self, request: Any) -> None:
+        """Wait with a deadline and a report, which MPI's own waiting has not."""
+        start, reported = time.monotonic(), False
+        while not request.Test():
+            waited = time.monotonic() - start
+            if waited > self._timeout_seconds:
+                raise TimeoutError(
+                    f"All ranks must come to init(): one of the {self.size} did not within {self._timeout_seconds:g} s "
+                    "(RINGRED_TIMEOUT_SECONDS). Look at what the other ranks do (py-spy dump)."
+                )
+            if 0 < self._stall_seconds < waited and not reported:
+                reported = True
+                text = f"rank {self.rank} waits in init() for other ranks, for {self._stall_seconds:g} s so far."
+                print(f"ringred: {text}", file=sys.stderr, flush=True)
+            time.sleep(0.0005)
+
+    @contextlib.contextmanager
+    def _named_losses(self) -> Iterator[None]:
+        try:
+            yield
+        except self._mpi.Exception as error:
+            raise PeerLostError(
+                f"All ranks must come to init(): a rank did not, or MPI has lost it: {error}. Restart the job."
+            ) from error
 
 
 class StoreBootstrap:
@@ -122,6 +162,14 @@ def agree(meeting: Bootstrap, what: str, action: Callable[[], Result]) -> Result
         if text is not None:
             raise SystemError(f"rank {peer} could not {what}, so no rank can start: {text}")
     return result
+
+
+def _seconds(environment: Mapping[str, str], name: str, fallback: float) -> float:
+    """A setting in seconds; a wrong one is reported by the core, when it reads all settings."""
+    try:
+        return float(environment.get(name, fallback))
+    except ValueError:
+        return fallback
 
 
 def launched_size(environment: Mapping[str, str]) -> int | None:
@@ -188,7 +236,7 @@ def start(environment: Mapping[str, str], generation: int, timeout_seconds: floa
     kind = choose(environment)
     if kind == "mpi":
         with _needed("mpi4py", "A job that mpirun started"):
-            return MpiBootstrap(environment)
+            return MpiBootstrap(environment, timeout_seconds)
     if kind == "store":
         check_store(environment)
         if int(environment["WORLD_SIZE"]) == 1:

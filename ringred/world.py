@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -189,7 +190,9 @@ def _common_cores(meeting: bootstrap.Bootstrap) -> float:
 
 def _leave_at_exit() -> None:
     if _world is not None and not _world.forked:
-        _world.communicator.leave("its process came to its end")
+        error = getattr(sys, "last_value", None)  # what nobody caught
+        reason = "its process came to its end" if error is None else f"its process ended with {error!r}"
+        _world.communicator.leave(reason)
 
 
 def _mark_forked() -> None:

@@ -83,8 +83,10 @@ class Communicator::Entry {
     if (const char* why = communicator_.closed_.load(std::memory_order_acquire))
       fail_usage(name + " cannot be called here: " + why);
     if (!communicator_.broken_.empty())
-      throw Error(ErrorKind::peer_lost, "The communicator is broken since an earlier call: " + communicator_.broken_ +
-                                            " Call shutdown() and init() on all ranks that are left to go on.");
+      throw Error(
+          ErrorKind::peer_lost,
+          "The communicator is broken since an earlier call: " + communicator_.broken_ +
+              " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.");
   }
 
   Communicator& communicator_;
@@ -136,9 +138,12 @@ void Communicator::guarded(const Call& call, Body&& body) {
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::usage || error.kind() == ErrorKind::mismatch) throw;
     break_off(error.what());
-    throw Error(error.kind(), broken_ +
-                                  (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
-                                  " Call shutdown() and init() on all ranks that are left to go on.");
+    const std::string_view end = broken_.ends_with('.') ? "" : ".";
+    throw Error(
+        error.kind(),
+        broken_ + std::string(end) +
+            (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
+            " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.");
   } catch (const std::exception& error) {  // such as a lack of memory
     break_off(error.what());
     throw;

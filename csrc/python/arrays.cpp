@@ -53,7 +53,7 @@ constexpr DType float_types[] = {DType::f16, DType::f32, DType::f64};
 constexpr DType complex_types[] = {DType::c64, DType::c128};
 
 // The format letters of Python's struct module; 'Z' before a float letter is a complex number.
-DType dtype_of_format(const char* format, std::size_t item_bytes) {
+DType dtype_of_format(const char* format, std::size_t item_bytes, py::handle array) {
   const std::string_view whole = format ? format : "B";
   const bool native = whole.starts_with('@') || whole.starts_with('=') || whole.starts_with('<');
   const std::string_view letter = native ? whole.substr(1) : whole;
@@ -66,6 +66,7 @@ DType dtype_of_format(const char* format, std::size_t item_bytes) {
   if (is_one_of("BHILQ")) return sized_as(unsigned_types);
   if (letter == "?") return DType::boolean;
   if (letter == "Zf" || letter == "Zd") return sized_as(complex_types);
+  if (py::hasattr(array, "dtype")) fail_dtype(py::str(array.attr("dtype")).cast<std::string>());
   fail_dtype("'" + std::string(whole) + "' (a struct format of " + std::to_string(item_bytes) + " bytes)");
 }
 
@@ -191,7 +192,7 @@ void ArrayView::from_buffer(py::handle array, Access access) {
     dtype_ = DType::bf16;
     return;
   }
-  dtype_ = dtype_of_format(buffer.format, static_cast<std::size_t>(buffer.itemsize));
+  dtype_ = dtype_of_format(buffer.format, static_cast<std::size_t>(buffer.itemsize), array);
   const bool plain = std::string_view(Py_TYPE(array.ptr())->tp_name) == "numpy.ndarray";
   if (!plain && py::hasattr(array, "mask"))
     fail_usage(

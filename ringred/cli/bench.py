@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark on the ranks of this job, or start them first."""
+    if args.b > args.e:
+        raise rr.UsageError(f"The smallest size must not exceed the largest: -b is {args.b}, -e is {args.e} bytes.")
     if args.np is not None:
         return start_ranks(args.np)
     rr.init()
@@ -77,9 +79,10 @@ def start_ranks(ranks: int) -> int:
 
     words = sys.argv[1:]
     where = words.index("-np")
-    return main(
-        ["run", "-np", str(ranks), "--", sys.executable, "-m", "ringred.cli", *words[:where], *words[where + 2 :]]
-    )
+    # The script rather than -m: that would take a folder named ringred in the working directory for the package.
+    script = Path(sys.executable).with_name("ringred")
+    own = [str(script)] if script.exists() else ["-m", "ringred"]
+    return main(["run", "-np", str(ranks), "--", sys.executable, *own, *words[:where], *words[where + 2 :]])
 
 
 @dataclass

@@ -46,6 +46,12 @@ def preamble(args: argparse.Namespace, ranks: int) -> str:
         "slowest rank, buffers written anew before each",
         f"# nThread 1 nGpus 0 minBytes {args.b} maxBytes {args.e} {step} warmup iters: {args.w} "
         f"iters: {args.n or 'by size'} agg iters: 1 validation: {args.c} graph: 0",
+        *(
+            ["# ratio: in-place time over the time beside it; below 1 is faster"]
+            if args.compare or args.roofline
+            else []
+        ),
+        *(["# memory bound: numpy scales S bytes in place, its call included"] if args.roofline else []),
         "#",
     ]
     extra = [" " * 19 + "MPI" for _ in [0] if args.compare] + [" " * 14 + "memory bound" for _ in [0] if args.roofline]

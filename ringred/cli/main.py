@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
+
+from ringred.errors import UsageError
 
 SUBCOMMANDS = {
     "run": "start a command on several ranks, with the mpirun of the MPI in use",
@@ -29,5 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == chosen:
             importlib.import_module(f"ringred.cli.{name}").add_arguments(subparser)
     args = parser.parse_args(words)
-    status: int = importlib.import_module(f"ringred.cli.{args.subcommand}").run(args)
+    try:
+        status: int = importlib.import_module(f"ringred.cli.{args.subcommand}").run(args)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"ringred {args.subcommand}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return status

@@ -40,7 +40,9 @@ class GradientExchange:
         self._buckets = build_buckets(trained, reducer, op)
         self._slots = [slot for bucket in self._buckets for slot in bucket.slots]
         self._flags = reducer.empty(len(self._slots), torch.uint8)
-        self._reduce_flags = reducer.plan(self._flags, rr.Max, f"gradient flags (layout {fingerprint(trained)})")
+        # Two names for one message: a rank that drops a round must not pair with ranks that step on it.
+        self._reduce_flags = reducer.plan(self._flags, rr.Max, f"gradient flags, step (layout {fingerprint(trained)})")
+        self._drop_flags = reducer.plan(self._flags, rr.Max, f"gradient flags, dropped (layout {fingerprint(trained)})")
         self._next_bucket = 0  # buckets before this one are reduced in this round
         self._synchronized = False  # the round is over: gradients are averages
         self._paused = False
@@ -86,7 +88,7 @@ class GradientExchange:
             elif slot.sent is None:
                 slot.send(gradient)
         self._flags.copy_(torch.tensor(used, dtype=torch.uint8))
-        self._reduce_rest()
+        self._reduce_rest(self._reduce_flags)
         self._copy_back()
         self._clear()
         self._synchronized = True
@@ -98,7 +100,7 @@ class GradientExchange:
     def discard(self) -> None:
         """Drop the round: reduce what other ranks expect, and leave all gradients alone."""
         if self.pending:
-            self._reduce_rest()
+            self._reduce_rest(self._drop_flags)
         self._clear()
         self._synchronized = False
 
@@ -126,7 +128,8 @@ class GradientExchange:
             if slot.sent is not None and not slot.sent_gradient_is_current():
                 raise rr.UsageError(
                     "A gradient may not change between backward() and the exchange, the change would be lost; that of "
-                    f"parameter {slot.name!r} did. Call optimizer.synchronize() before you clip, scale or edit them."
+                    f"parameter {slot.name!r} did. Call optimizer.synchronize() before you clip, unscale (GradScaler) "
+                    "or edit them."
                 )
         for name, parameter in self._frozen:
             if parameter.requires_grad and parameter.grad is not None:
@@ -141,10 +144,10 @@ class GradientExchange:
         self._next_bucket += 1
         self._timed(bucket.reduce)
 
-    def _reduce_rest(self) -> None:
+    def _reduce_rest(self, reduce_flags: Callable[[], object]) -> None:
         while self._next_bucket < len(self._buckets):
             self._reduce_next()
-        self._timed(self._reduce_flags)
+        self._timed(reduce_flags)
 
     def _timed(self, reduce: Callable[[], object]) -> None:
         start = time.perf_counter()

@@ -320,3 +320,16 @@ def test_a_view_keeps_its_memory() -> None:
     for other in others:
         other.fill_(1.0)
     assert torch.equal(view, torch.full((10,), 3.0))
+
+
+def test_a_rank_that_drops_a_step_is_a_mismatch() -> None:
+    """Its zero_grad() must not pair with the step of the others: the models would part without a word."""
+    if hvd.size() == 1:
+        pytest.skip("needs two ranks")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    model(torch.ones(3, 4)).sum().backward()
+    with pytest.raises(rr.MismatchError, match=r"flags, step.*flags, dropped|flags, dropped.*flags, step"):
+        optimizer.zero_grad() if hvd.rank() == 0 else optimizer.step()
+    optimizer.close()

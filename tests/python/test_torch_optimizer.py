@@ -136,7 +136,7 @@ def test_buckets_are_reduced_in_backward_and_in_order(monkeypatch: pytest.Monkey
         seen.append(len(reducer.calls))
     assert seen == [0, 0, 0, 3]
     optimizer.step()
-    assert reducer.calls == ["gradient bucket 0", "gradient bucket 1", "gradient bucket 2", "gradient flags"]
+    assert reducer.calls == ["gradient bucket 0", "gradient bucket 1", "gradient bucket 2", "gradient flags, step"]
     reducer.calls.clear()
     optimizer.zero_grad()
     backward(model)
@@ -164,10 +164,10 @@ def test_synchronize_then_step_exchanges_once() -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     clipped = gradients(model)
     optimizer.step()
-    assert reducer.calls == ["gradient bucket 0", "gradient flags"]
+    assert reducer.calls == ["gradient bucket 0", "gradient flags, step"]
     assert all(torch.equal(a, b) for a, b in zip(clipped, gradients(model), strict=True))  # type: ignore[arg-type]
     optimizer.step()
-    assert reducer.calls == ["gradient bucket 0", "gradient flags"] * 2
+    assert reducer.calls == ["gradient bucket 0", "gradient flags, step"] * 2
 
 
 def test_clipping_before_synchronize_is_an_error() -> None:
@@ -245,7 +245,7 @@ def test_second_backward_is_an_error_and_zero_grad_recovers() -> None:
     with pytest.raises(rr.UsageError, match="backward_passes_per_step"):
         backward(model)
     optimizer.zero_grad()
-    assert reducer.calls == ["gradient bucket 0", "gradient flags"]
+    assert reducer.calls == ["gradient bucket 0", "gradient flags, dropped"]
     backward(model)
     optimizer.step()
 
@@ -264,7 +264,7 @@ def test_accumulation_over_passes(passes: int) -> None:
                 backward(net)
             opt.step()
     assert same(plain, model)
-    assert reducer.calls == ["gradient bucket 0", "gradient flags"] * 3
+    assert reducer.calls == ["gradient bucket 0", "gradient flags, step"] * 3
     distributed.zero_grad()
     for _ in range(passes):
         backward(model)
@@ -334,7 +334,7 @@ def test_zero_grad_drops_a_pass_and_finishes_the_exchange(monkeypatch: pytest.Mo
     model[2](torch.ones(1, 4, dtype=torch.float64)).sum().backward()  # reaches the first bucket only
     assert reducer.calls == ["gradient bucket 0"]
     optimizer.zero_grad()
-    assert reducer.calls == [f"gradient bucket {k}" for k in range(3)] + ["gradient flags"]
+    assert reducer.calls == [f"gradient bucket {k}" for k in range(3)] + ["gradient flags, dropped"]
 
 
 # Closures, schedulers, state
@@ -578,3 +578,19 @@ def test_frozen_parameters_are_left_out_and_unfreezing_is_noticed() -> None:
     backward(model)
     with pytest.raises(rr.UsageError, match=r"0\.weight.*after unfreezing"):
         optimizer.step()
+
+
+def test_unscaling_before_the_exchange_is_an_error() -> None:
+    """GradScaler changes gradients in place without a trace in the version counter."""
+    model = two_layers(torch.float32)
+    optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), reducer=Echo())
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+    with pytest.raises(rr.UsageError, match=r"may not change.*synchronize\(\).*GradScaler"):
+        scaler.step(optimizer)
+    optimizer.zero_grad()
+    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+    optimizer.synchronize()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    scaler.step(optimizer)
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
