@@ -15,6 +15,9 @@
 namespace ringred {
 namespace {
 
+constexpr const char* remedy =
+    " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.";
+
 // A staging slot takes a cache line of every rank at least.
 Layout layout_of(int size, const Settings& settings) {
   return {settings.one_shot_bytes, std::max(settings.slot_bytes, 64 * static_cast<std::size_t>(size))};
@@ -83,10 +86,8 @@ class Communicator::Entry {
     if (const char* why = communicator_.closed_.load(std::memory_order_acquire))
       fail_usage(name + " cannot be called here: " + why);
     if (!communicator_.broken_.empty())
-      throw Error(
-          ErrorKind::peer_lost,
-          "The communicator is broken since an earlier call: " + communicator_.broken_ +
-              " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.");
+      throw Error(ErrorKind::peer_lost,
+                  "The communicator is broken since an earlier call: " + communicator_.broken_ + remedy);
   }
 
   Communicator& communicator_;
@@ -103,8 +104,9 @@ class Communicator::LongCall {
   }
 
  private:
-  static constexpr std::size_t long_bytes = 128
-                                            << 10;  // some 5 us of reduction, ten times what giving up the lock costs
+  // Some 5 us of reduction, ten times what giving up the lock costs.
+  static constexpr std::size_t long_bytes = 128 << 10;
+
   WaitHooks* hooks_;
 };
 
@@ -139,11 +141,9 @@ void Communicator::guarded(const Call& call, Body&& body) {
     if (error.kind() == ErrorKind::usage || error.kind() == ErrorKind::mismatch) throw;
     break_off(error.what());
     const std::string_view end = broken_.ends_with('.') ? "" : ".";
-    throw Error(
-        error.kind(),
-        broken_ + std::string(end) +
-            (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
-            " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.");
+    throw Error(error.kind(), broken_ + std::string(end) +
+                                  (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
+                                  remedy);
   } catch (const std::exception& error) {  // such as a lack of memory
     break_off(error.what());
     throw;

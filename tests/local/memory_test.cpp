@@ -26,8 +26,8 @@ std::shared_ptr<Arena> small_arena() {
 class FakeRoot {
  public:
   FakeRoot() {
-    char name[] = "/tmp/ringred-test-XXXXXX";
-    path_ = mkdtemp(name);
+    path_ = std::filesystem::temp_directory_path() / "ringred-test-XXXXXX";
+    CHECK(mkdtemp(path_.data()) != nullptr);
   }
   ~FakeRoot() { std::filesystem::remove_all(path_); }
   void write(const std::string& file, const std::string& text) const {
