@@ -7,13 +7,14 @@ import contextlib
 import datetime
 import functools
 import itertools
-import os
+import operator
 import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
+from ringred.environment import read as read_environment
 from ringred.errors import PeerLostError, SystemError, TimeoutError, UsageError
 
 Result = TypeVar("Result")
@@ -52,26 +53,28 @@ class MpiBootstrap:
 
     name = "mpi"
 
-    def __init__(self, environment: Mapping[str, str], timeout_seconds: float) -> None:
+    def __init__(self, environment: Mapping[str, str], timeout_seconds: float, comm: Any = None) -> None:
         from mpi4py import MPI
 
-        self.rank: int = MPI.COMM_WORLD.Get_rank()
-        self.size: int = MPI.COMM_WORLD.Get_size()
-        check_launcher(environment, self.size, MPI.Get_library_version())
+        check_launcher(environment, MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
+        parent = MPI.COMM_WORLD if comm is None else _communicator_of(MPI, comm)
+        self.rank: int = parent.Get_rank()
+        self.size: int = parent.Get_size()
         self._mpi: Any = MPI
         self._timeout_seconds = timeout_seconds
         self._stall_seconds = _seconds(environment, "RINGRED_STALL_SECONDS", 30.0)
         with self._named_losses():
-            self._communicator, request = MPI.COMM_WORLD.Idup()
+            communicator, request = parent.Idup()
             self._finish(request)
+        self.communicator: Any = communicator
 
     def allgather(self, value: Any) -> list[Any]:
         data = bytearray(pickle.dumps(value))
         lengths = array.array("q", [0] * self.size)
         with self._named_losses():
-            self._finish(self._communicator.Iallgather([array.array("q", [len(data)]), self._mpi.INT64_T], lengths))
+            self._finish(self.communicator.Iallgather([array.array("q", [len(data)]), self._mpi.INT64_T], lengths))
             whole = bytearray(sum(lengths))
-            self._finish(self._communicator.Iallgatherv(data, [whole, list(lengths)]))
+            self._finish(self.communicator.Iallgatherv(data, [whole, list(lengths)]))
         ends = list(itertools.accumulate(lengths))
         return [pickle.loads(whole[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
 
@@ -99,6 +102,25 @@ class MpiBootstrap:
             raise PeerLostError(
                 f"All ranks must come to init(): a rank did not, or MPI has lost it: {error}. Restart the job."
             ) from error
+
+
+def _communicator_of(mpi: Any, comm: Any) -> Any:
+    """The communicator that init() was given: one of mpi4py's, or ranks of MPI.COMM_WORLD."""
+    if isinstance(comm, mpi.Comm):
+        if comm == mpi.COMM_NULL:
+            raise UsageError("Only the ranks of a communicator call init() with it: this one has COMM_NULL.")
+        return comm
+    try:
+        ranks = [operator.index(rank) for rank in comm]
+    except TypeError:
+        raise UsageError(f"comm must be an mpi4py communicator, a list of ranks or None: it is {comm!r}.") from None
+    size, own = mpi.COMM_WORLD.Get_size(), mpi.COMM_WORLD.Get_rank()
+    if len(set(ranks)) < len(ranks) or own not in ranks or not all(0 <= rank < size for rank in ranks):
+        raise UsageError(
+            f"comm must list distinct ranks of MPI.COMM_WORLD, 0 to {size - 1}, and only these call init(): it is "
+            f"{ranks}, and this is rank {own}."
+        )
+    return mpi.COMM_WORLD.Create_group(mpi.COMM_WORLD.Get_group().Incl(ranks))
 
 
 class StoreBootstrap:
@@ -226,17 +248,25 @@ def _needed(package: str, what: str) -> Iterator[None]:
         ) from missing
 
 
-def start(environment: Mapping[str, str], generation: int, timeout_seconds: float) -> Bootstrap:
+def start(environment: Mapping[str, str], generation: int, timeout_seconds: float, comm: Any = None) -> Bootstrap:
     """Meet the other ranks. `generation` counts the calls of init() in this process; it is the same on all ranks.
+    `comm` is whom to meet where MPI is the way to: None, an mpi4py communicator, or ranks of MPI.COMM_WORLD.
 
     Raises:
         UsageError: launcher and MPI library do not belong together, or torchrun's variables make no sense.
         SystemError: a package that the launcher calls for is missing.
     """
     kind = choose(environment)
+    if comm is not None and kind != "mpi":
+        if environment.get("RINGRED_BOOTSTRAP", "auto") != "auto" or "mpi4py.MPI" not in sys.modules:
+            raise UsageError(
+                f"init(comm=...) is for ranks that meet through MPI: these meet through '{kind}' (RINGRED_BOOTSTRAP or "
+                "the launcher says so). Leave comm out, and use process sets for a part of the ranks."
+            )
+        kind = "mpi"
     if kind == "mpi":
         with _needed("mpi4py", "A job that mpirun started"):
-            return MpiBootstrap(environment, timeout_seconds)
+            return MpiBootstrap(environment, timeout_seconds, comm)
     if kind == "store":
         check_store(environment)
         if int(environment["WORLD_SIZE"]) == 1:
@@ -247,5 +277,5 @@ def start(environment: Mapping[str, str], generation: int, timeout_seconds: floa
 
 
 def environment() -> dict[str, str]:
-    """This process's RINGRED_* variables, as the core reads them."""
-    return {name: value for name, value in os.environ.items() if name.startswith("RINGRED_")}
+    """This process's RINGRED_* variables, and Horovod's where ours are not set, as the core reads them."""
+    return read_environment().settings

@@ -17,6 +17,10 @@ class MismatchError(RingredError, RuntimeError):
     """Ranks disagree about a call. Raised on every rank with all their values; the next call works."""
 
 
+class ReplicaError(MismatchError):
+    """check_replicas() found a tensor that ranks hold in different versions. Raised on every rank; nothing changed."""
+
+
 class PeerLostError(RingredError, RuntimeError):
     """A peer died or left while this rank needed it. The communicator is broken until shutdown() and init()."""
 

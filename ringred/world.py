@@ -9,9 +9,11 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from ringred import _core, bootstrap, handover
+from ringred import _core, bootstrap, environment, handover, stacks
 from ringred.bootstrap import agree
 from ringred.cores import cgroup_quota
 from ringred.errors import MismatchError, UsageError
@@ -20,14 +22,17 @@ from ringred.version import __version__
 
 @dataclass
 class World:
-    """One init()'s ranks: the communicator and the descriptors that its peers handed over."""
+    """One init()'s ranks: communicator, engine and the descriptors that its peers handed over."""
 
     communicator: _core.Communicator
+    engine: _core.Engine
     peers: dict[int, handover.Peer]
+    meeting: bootstrap.Bootstrap
     process: int
     forked: bool = False
 
     def close(self, reason: str) -> None:
+        self.engine.leave(reason)
         if not self.communicator.leave(reason):
             return  # a thread is in a call, and looks at the descriptors
         for peer in self.peers.values():
@@ -46,15 +51,22 @@ _world: World | None = None
 _generation = 0
 
 
-def init() -> None:
+def init(comm: Any = None, process_sets: Any = None) -> None:
     """Meet the other ranks of this job and share memory with them. Collective; idempotent; works after shutdown().
 
     The launcher decides how ranks meet: mpirun (through mpi4py), torchrun or its variables RANK, WORLD_SIZE,
     MASTER_ADDR and MASTER_PORT (through torch's TCPStore), or a plain process alone (size 1).
 
+    Args:
+        comm: whom to meet: None for all ranks of the job, an mpi4py communicator, or a list of ranks of
+            MPI.COMM_WORLD. Only these ranks call, and they are numbered anew.
+        process_sets: process sets (or lists of ranks) to register at once, the same on all ranks. "dynamic", which
+            Horovod needs for add_process_set(), is accepted and changes nothing: sets can always be added.
+
     Raises:
-        UsageError: launcher and MPI do not belong together, or the ranks are on more than one node.
-        MismatchError: ranks run different versions of ringred or different RINGRED_* settings.
+        UsageError: launcher and MPI do not belong together, the ranks are on more than one node, or an argument is
+            none of these.
+        MismatchError: ranks run different versions of ringred, different RINGRED_* settings or other process sets.
         SystemError: memory or a package is missing; the text says what to do.
     """
     global _world, _generation
@@ -64,16 +76,25 @@ def init() -> None:
         if _world is not None and _world.communicator.size > 1:
             raise UsageError(FORKED)  # it would meet its parent's peers in its parent's name
         _generation += 1
-        _world = _connect(_generation)
+        sets = _checked_sets(process_sets)
+        _world = _connect(_generation, comm, sets)
+        try:
+            _complete(_world, sets)
+        except BaseException:
+            _end(_world, "its init() failed")
+            _world = None
+            raise
 
 
 def shutdown() -> None:
-    """Leave the world. Peers that still wait for this rank raise PeerLostError; arrays made by empty() stay valid."""
+    """Leave the world. Operations in flight fail by name, peers that still wait for this rank raise PeerLostError, and
+    arrays made by empty() stay valid."""
     global _world
     with _lock:
-        if _world is not None and not _world.forked:
-            _world.close("it called shutdown()")
-        _world = None
+        left, _world = _world, None
+        if left is not None and not left.forked:
+            _end(left, "it called shutdown()")
+    _let_helpers_end()
 
 
 def is_initialized() -> bool:
@@ -92,6 +113,20 @@ def communicator() -> _core.Communicator:
     if _world.forked:
         raise UsageError(FORKED)
     return _world.communicator
+
+
+def engine() -> _core.Engine:
+    """The default world's engine. Raises as communicator() does."""
+    communicator()
+    assert _world is not None
+    return _world.engine
+
+
+def mpi_communicator() -> Any:
+    """The mpi4py communicator of the default world's ranks, or None where they did not meet through MPI."""
+    communicator()
+    assert _world is not None
+    return getattr(_world.meeting, "communicator", None)
 
 
 def rank() -> int:
@@ -126,33 +161,80 @@ def cross_size() -> int:
     return 1
 
 
-def _connect(generation: int) -> World:
-    environment = bootstrap.environment()
-    timeout_seconds = _meeting_seconds(environment.get("RINGRED_TIMEOUT_SECONDS", ""))
-    meeting = bootstrap.start({**os.environ, **environment}, generation, timeout_seconds)
-    settings = agree(meeting, "read its settings", lambda: _core.agreed_settings(environment))
-    _check_agreement(meeting, [f"ringred version={__version__}", *settings])
-    endpoint = agree(meeting, "make its shared segment", lambda: _core.Endpoint(meeting.size, environment))
-    node = environment.get("RINGRED_NODE", "")
+def _checked_sets(process_sets: Any) -> list[Any]:
+    if process_sets is None or (isinstance(process_sets, str) and process_sets == "dynamic"):
+        return []
+    if isinstance(process_sets, str) or not isinstance(process_sets, Iterable):
+        raise UsageError(
+            f'process_sets must be a list of process sets, "dynamic" or None: it is {process_sets!r}. Put a single '
+            "set into a list."
+        )
+    return list(process_sets)
+
+
+def _complete(world: World, sets: list[Any]) -> None:
+    """What needs a world that works already."""
+    from ringred import diagnosis, process_sets
+
+    if world.engine.rank == 0:
+        environment.announce()
+    stacks.offer(world.engine)
+    process_sets.register_static(sets)
+    agree(world.meeting, "begin its records", lambda: diagnosis.begin(world.engine, bootstrap.environment()))
+
+
+def _end(world: World, reason: str) -> None:
+    from ringred import diagnosis
+
+    diagnosis.end()
+    world.close(reason)
+
+
+def _let_helpers_end() -> None:
+    """Join the threads that served the world. Without the lock: what they run may call anything."""
+    from ringred import callbacks, registrar
+
+    callbacks.reset()
+    registrar.reset()
+
+
+def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
+    from ringred import process_sets
+
+    settings = bootstrap.environment()
+    timeout_seconds = _meeting_seconds(settings.get("RINGRED_TIMEOUT_SECONDS", ""))
+    described = process_sets.describe(sets)
+    meeting = bootstrap.start({**os.environ, **settings}, generation, timeout_seconds, comm)
+    rows = agree(meeting, "read its settings", lambda: _read_settings(settings))
+    _check_agreement(meeting, [f"ringred version={__version__}", f"process_sets={described}", *rows])
+    endpoint = agree(meeting, "make its shared segment", lambda: _core.Endpoint(meeting.size, settings))
+    node = settings.get("RINGRED_NODE", "")
     peers = handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds)
     try:
         cores_suffice = meeting.size <= _common_cores(meeting)
-        communicator = agree(
+        places = meeting.allgather(endpoint.places)
+        communicator, engine = agree(
             meeting,
             "map its peers' segments",
             lambda: endpoint.connect(
                 rank=meeting.rank,
                 descriptors=[peers[peer].segment if peer in peers else -1 for peer in range(meeting.size)],
                 lifelines=[peers[peer].lifeline if peer in peers else -1 for peer in range(meeting.size)],
+                places=places,
                 cores_suffice=cores_suffice,
-                reports=environment.get("RINGRED_LOG_LEVEL", "warning") != "error",
+                reports=settings.get("RINGRED_LOG_LEVEL", "warning") != "error",
             ),
         )
     except BaseException:
         for peer in peers.values():
             peer.close()
         raise
-    return World(communicator, peers, os.getpid())
+    return World(communicator, engine, peers, meeting, os.getpid())
+
+
+def _read_settings(settings: dict[str, str]) -> list[str]:
+    environment.check()
+    return _core.agreed_settings(settings)
 
 
 def _meeting_seconds(setting: str) -> float:
@@ -189,16 +271,23 @@ def _common_cores(meeting: bootstrap.Bootstrap) -> float:
 
 
 def _leave_at_exit() -> None:
-    if _world is not None and not _world.forked:
-        error = getattr(sys, "last_value", None)  # what nobody caught
-        reason = "its process came to its end" if error is None else f"its process ended with {error!r}"
-        _world.communicator.leave(reason)
+    if _world is None or _world.forked:
+        return
+    from ringred import diagnosis
+
+    error = getattr(sys, "last_value", None)  # what nobody caught
+    reason = "its process came to its end" if error is None else f"its process ended with {error!r}"
+    diagnosis.end()
+    _world.engine.leave(reason)
+    _world.communicator.leave(reason)
+    _let_helpers_end()
 
 
 def _mark_forked() -> None:
     if _world is not None:
         _world.forked = True
         _world.communicator.abandon()
+        _world.engine.abandon()
         for peer in _world.peers.values():
             peer.close()
 

@@ -10,7 +10,7 @@
 namespace ringred {
 namespace {
 
-constexpr std::array<SettingInfo, 14> table{{
+constexpr std::array<SettingInfo, 17> table{{
     {"RINGRED_TIMEOUT_SECONDS", "1800", true, "How long a rank waits for a peer before it raises; 0 waits for ever."},
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
@@ -24,12 +24,18 @@ constexpr std::array<SettingInfo, 14> table{{
     {"RINGRED_ONE_SHOT_BYTES", "16K", true, "The largest allreduce in one phase, through a slot of each rank."},
     {"RINGRED_SLOT_BYTES", "512K", true, "The staging slot of a private array; three for each rank."},
     {"RINGRED_CHUNK_BYTES", "64K", true, "The packet in which a schedule moves its chunks."},
+    {"RINGRED_FUSION_THRESHOLD", "64M", true,
+     "How many bytes of named operations that are alike (dtype, op, scale) travel as one at most; 0: each alone."},
     {"RINGRED_ARENA_BYTES", "0", false,
      "The address range of a rank's arena; 0: as much as the machine has memory. Pages are taken on allocation only."},
     {"RINGRED_HUGE_PAGES", "1", false, "Whether the arena asks for huge pages."},
     {"RINGRED_NODE", "", false, "A name for this rank's node, to set ranks of one machine apart by hand."},
     {"RINGRED_BOOTSTRAP", "auto", true,
      "How ranks meet: mpi, store (torchrun), single, or auto (what the launcher says)."},
+    {"RINGRED_TIMELINE", "", false,
+     "A file into which all ranks write a Chrome trace of their operations, from init() on; for ui.perfetto.dev."},
+    {"RINGRED_FLIGHT_RECORDER", "", false,
+     "A directory for a rank's last operations, as JSON, when an exception that nobody caught ends it."},
     {"RINGRED_LOG_LEVEL", "warning", false, "What ringred writes to stderr: debug, info, warning or error."},
 }};
 
@@ -107,6 +113,7 @@ Settings read_settings(const Lookup& lookup) {
   settings.one_shot_bytes = round_up(read.number("RINGRED_ONE_SHOT_BYTES", 64, std::size_t{1} << 24), 64);
   settings.slot_bytes = round_up(read.number("RINGRED_SLOT_BYTES", 1024, std::size_t{1} << 28), 64);
   settings.chunk_bytes = round_up(read.number("RINGRED_CHUNK_BYTES", 64, std::size_t{1} << 26), 64);
+  settings.fusion_bytes = read.number("RINGRED_FUSION_THRESHOLD", 0, std::size_t{1} << 40);
   settings.arena_bytes = read.number("RINGRED_ARENA_BYTES", 0, std::size_t{1} << 46);
   settings.huge_pages = read.number("RINGRED_HUGE_PAGES", 0, 1) == 1;
   read.choice("RINGRED_BOOTSTRAP", {"auto", "mpi", "store", "single"});

@@ -30,7 +30,8 @@ struct Settings {
   std::size_t one_shot_bytes;
   std::size_t slot_bytes;
   std::size_t chunk_bytes;
-  std::size_t arena_bytes;  // 0: as large as the machine's memory
+  std::size_t fusion_bytes;  // 0: no fusion
+  std::size_t arena_bytes;   // 0: as large as the machine's memory
   bool huge_pages;
 };
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 #include <string_view>
 
 namespace ringred {
@@ -16,9 +15,7 @@ inline std::string_view cut(std::string_view text, std::size_t room) {
 
 template <std::size_t size>
 void store_text(char (&place)[size], std::string_view text) {
-  const std::string_view part = cut(text, size - 1);
-  std::memcpy(place, part.data(), part.size());
-  place[part.size()] = '\0';
+  place[cut(text, size - 1).copy(place, size)] = '\0';
 }
 
 }  // namespace ringred

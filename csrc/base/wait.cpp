@@ -1,15 +1,12 @@
 #include "csrc/base/wait.h"
 
-#include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 
+#include "csrc/base/futex.h"
 #include "csrc/base/text.h"
 
 namespace ringred {
@@ -22,11 +19,10 @@ using Clock = std::chrono::steady_clock;
 constexpr auto yield_time = std::chrono::microseconds(300);
 
 // How long one sleep lasts at most: the interval at which signals and the peers' lives are looked at.
-constexpr long slice_nanoseconds = 100'000'000;
+constexpr std::int64_t slice_nanoseconds = 100'000'000;
 
-long futex(std::atomic<std::uint32_t>* word, int operation, std::uint32_t value, const timespec* timeout) {
-  return ::syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(word), operation, value, timeout, nullptr, 0);
-}
+// Only the owner sleeps on a doorbell, so a wake-up need not choose.
+constexpr std::uint32_t all_bits = ~std::uint32_t{0};
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -94,9 +90,9 @@ class Waiter::LongWait {
     std::atomic<std::uint32_t>& doorbell = waiter_.peers_.doorbells[static_cast<std::size_t>(waiter_.rank_)]->awaited;
     const std::uint32_t awaited = peer_ < 0 ? Doorbell::any_peer : static_cast<std::uint32_t>(peer_) + 1;
     doorbell.store(awaited, std::memory_order_seq_cst);
-    const timespec slice{0, slice_nanoseconds};
     const bool sleeping = !ready_() && !anyone_missed();
-    const bool signalled = sleeping && futex(&doorbell, FUTEX_WAIT, awaited, &slice) != 0 && errno == EINTR;
+    const bool signalled =
+        sleeping && futex_sleep(doorbell, awaited, all_bits, monotonic_now() + slice_nanoseconds) == Slept::signalled;
     doorbell.store(0, std::memory_order_seq_cst);
     return signalled;
   }
@@ -170,13 +166,22 @@ Waiter::Waiter(int rank, Peers peers, WaitSettings settings, WaitHooks* hooks)
       mine_(static_cast<std::uint32_t>(rank) + 1),
       peers_(std::move(peers)),
       settings_(settings),
-      hooks_(hooks) {
+      hooks_(hooks),
+      waited_(std::make_unique<Waited[]>(peers_.doorbells.size())) {
   for (std::size_t peer = 0; peer < peers_.doorbells.size(); ++peer)
     if (static_cast<int>(peer) != rank) others_.push_back(peers_.doorbells[peer]);
 }
 
 void Waiter::wait_long(int peer, FunctionRef<bool()> ready, FunctionRef<std::string()> sentence) {
+  const Clock::time_point start = Clock::now();
   LongWait(*this, peer, ready, sentence).run();
+  if (peer < 0) return;
+  const auto add = [](std::atomic<std::uint64_t>& word, std::uint64_t more) {
+    word.store(word.load(std::memory_order_relaxed) + more, std::memory_order_relaxed);
+  };
+  Waited& waited = waited_[static_cast<std::size_t>(peer)];
+  add(waited.times, 1);
+  add(waited.nanoseconds, static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - start).count()));
 }
 
 void Waiter::throw_broken(FunctionRef<std::string()> sentence) {
@@ -190,7 +195,7 @@ void Waiter::throw_broken(FunctionRef<std::string()> sentence) {
 // A waker that was held up here must not clear what the sleeper waits for by now.
 void Waiter::wake(Doorbell& doorbell, std::uint32_t awaited) {
   if (doorbell.awaited.compare_exchange_strong(awaited, 0, std::memory_order_seq_cst))
-    futex(&doorbell.awaited, FUTEX_WAKE, 1, nullptr);
+    futex_wake(doorbell.awaited, 1, all_bits);
 }
 
 void Waiter::depart(Departure::State state, const std::string& reason) {

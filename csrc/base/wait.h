@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -108,6 +109,12 @@ class Waiter {
     if (is_broken()) throw_broken(FunctionRef<std::string()>(sentence));
   }
 
+  // How often this rank has waited for each peer for long (more than some microseconds), and for how long together.
+  struct Waited {
+    std::atomic<std::uint64_t> times{0}, nanoseconds{0};
+  };
+  const Waited& waited_for(int peer) const { return waited_[static_cast<std::size_t>(peer)]; }
+
   // Tells all peers why this rank takes no further part, and wakes them.
   void depart(Departure::State state, const std::string& reason);
 
@@ -132,6 +139,7 @@ class Waiter {
   std::vector<Doorbell*> others_;
   WaitSettings settings_;
   WaitHooks* hooks_;
+  std::unique_ptr<Waited[]> waited_;  // by peer; written by this rank's thread
 };
 
 }  // namespace ringred

@@ -46,6 +46,14 @@ std::string_view name_of(CallKind kind) {
       return "broadcast";
     case CallKind::allreduce:
       return "allreduce";
+    case CallKind::allgather:
+      return "allgather";
+    case CallKind::alltoall:
+      return "alltoall";
+    case CallKind::reducescatter:
+      return "reducescatter";
+    case CallKind::join:
+      return "join";
   }
   return "?";
 }

@@ -11,7 +11,7 @@
 
 namespace ringred {
 
-enum class CallKind : std::uint8_t { barrier, broadcast, allreduce };
+enum class CallKind : std::uint8_t { barrier, broadcast, allreduce, allgather, alltoall, reducescatter, join };
 
 struct Call {
   CallKind kind = CallKind::barrier;

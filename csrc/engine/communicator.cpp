@@ -110,9 +110,9 @@ class Communicator::LongCall {
   WaitHooks* hooks_;
 };
 
-std::shared_ptr<Arena> Communicator::make_arena(int size, const Settings& settings) {
+std::shared_ptr<Arena> Communicator::make_arena(int size, const Settings& settings, std::size_t more) {
   const std::size_t start = arena_start(size, settings);
-  const std::size_t wanted = settings.arena_bytes > 0 ? settings.arena_bytes : machine_memory();
+  const std::size_t wanted = more + (settings.arena_bytes > 0 ? settings.arena_bytes : machine_memory());
   const std::size_t bytes = Layout::round_up(std::min(start + wanted, file_size_limit() - Layout::page));
   if (bytes <= start)
     fail_system("The shared segment needs " + in_words(start) + " for its slots, and 'ulimit -f' allows files of " +

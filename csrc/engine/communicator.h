@@ -27,14 +27,15 @@ namespace ringred {
 class Communicator {
  public:
   // A rank's own memory comes first: its segment is made and committed here, so that peers may map it afterwards.
-  static std::shared_ptr<Arena> make_arena(int size, const Settings& settings);
+  // `more` bytes of addresses are added to what the settings say, for what others put there.
+  static std::shared_ptr<Arena> make_arena(int size, const Settings& settings, std::size_t more = 0);
 
   struct Setup {
     int rank = 0;
     int size = 1;
     std::shared_ptr<Arena> arena;   // of this rank
     std::vector<std::byte*> bases;  // where each rank's segment is mapped here
-    std::vector<Segment> segments;  // what keeps the peers' mapped
+    MappedSegments segments;        // what keeps the peers' mapped
     std::vector<int> lifelines;     // for each rank: readable when its process ends; -1: none
     bool cores_suffice = true;
     Settings settings;
@@ -62,6 +63,9 @@ class Communicator {
   // Returns whether it was in good order.
   bool leave(const std::string& reason);
 
+  // How long this rank has waited for a peer in all.
+  const Waiter::Waited& waited_for(int peer) { return team_.waiter().waited_for(peer); }
+
   // For a forked child: calls raise, and the peers, who are the parent's, are told nothing.
   void abandon();
 
@@ -82,7 +86,7 @@ class Communicator {
   const Settings settings_;
   const InstructionSet& instruction_set_;
   Team team_;
-  const std::vector<Segment> segments_;
+  const MappedSegments segments_;
   const std::unique_ptr<WaitHooks> hooks_;
   std::optional<Scheduled> scheduled_;        // where an algorithm is forced
   std::atomic<const char*> active_{nullptr};  // the call that a thread is in; taken and cleared by that thread

@@ -37,6 +37,9 @@ struct ControlBlock {
   Doorbell doorbell;
   Departure departure;
 
+  // Where the engine's RankBlock lies in this segment, for processes that look from outside; 0: there is none.
+  std::atomic<std::uint64_t> engine{0};
+
   // What the rank called, in words; written and read only after fingerprints were found to differ.
   alignas(64) char description[1024] = {};
 };

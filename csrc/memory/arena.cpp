@@ -31,7 +31,7 @@ Arena::Block::Block(std::shared_ptr<Arena> arena, std::size_t offset, std::size_
     : arena_(std::move(arena)), offset_(offset), bytes_(bytes) {}
 
 Arena::Block::~Block() {
-  arena_->free(offset_, bytes_);
+  if (!kept_) arena_->free(offset_, bytes_);
 }
 
 Arena::Arena(Segment segment, std::size_t start) : segment_(std::move(segment)), start_(start), owner_(getpid()) {
@@ -39,6 +39,12 @@ Arena::Arena(Segment segment, std::size_t start) : segment_(std::move(segment)),
 }
 
 std::shared_ptr<Arena::Block> Arena::allocate(std::size_t bytes) {
+  auto block = reserve(bytes);
+  block->commit(0, block->size());
+  return block;
+}
+
+std::shared_ptr<Arena::Block> Arena::reserve(std::size_t bytes) {
   const std::size_t unit = alignment_of(bytes);
   if (bytes > segment_.size() - start_)
     fail_system("The arena holds " + in_words(segment_.size() - start_) + " of addresses: an array of " +
@@ -60,9 +66,7 @@ std::shared_ptr<Arena::Block> Arena::allocate(std::size_t bytes) {
     if (offset > first) free_[first] = offset - first;
     if (offset + size < first + length) free_[offset + size] = first + length - offset - size;
   }
-  auto block = std::make_shared<Block>(shared_from_this(), offset, size);
-  segment_.commit(offset, size);
-  return block;
+  return std::make_shared<Block>(shared_from_this(), offset, size);
 }
 
 void Arena::free(std::size_t offset, std::size_t bytes) {

@@ -24,17 +24,28 @@ class Arena : public std::enable_shared_from_this<Arena> {
     Block& operator=(const Block&) = delete;
     ~Block();
     std::byte* data() const { return arena_->segment_.base() + offset_; }
+    std::size_t offset() const { return offset_; }  // in the segment
     std::size_t size() const { return bytes_; }
+
+    // Its memory stays as it is when its last owner is gone: peers read it as long as they like.
+    void keep() { kept_ = true; }
+
+    // Makes the pages of a part of a reserved block exist.
+    void commit(std::size_t begin, std::size_t bytes) { arena_->segment_.commit(offset_ + begin, bytes); }
 
    private:
     std::shared_ptr<Arena> arena_;
     std::size_t offset_, bytes_;
+    bool kept_ = false;
   };
 
   // The arena is [start, end of the segment).
   Arena(Segment segment, std::size_t start);
 
   std::shared_ptr<Block> allocate(std::size_t bytes);
+
+  // Addresses without memory: pages come with Block::commit.
+  std::shared_ptr<Block> reserve(std::size_t bytes);
 
   // The offset of [data, data + bytes) in the segment plus one, or 0 if it does not lie inside the arena.
   std::size_t location(const void* data, std::size_t bytes) const;

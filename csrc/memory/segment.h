@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+#include <vector>
 
 namespace ringred {
 
@@ -38,5 +40,8 @@ class Segment {
   std::size_t size_;
   int descriptor_;
 };
+
+// The peers' segments, mapped here as long as somebody holds this.
+using MappedSegments = std::shared_ptr<const std::vector<Segment>>;
 
 }  // namespace ringred

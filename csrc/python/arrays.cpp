@@ -31,9 +31,14 @@ std::string type_name(py::handle array) {
 }
 
 [[noreturn]] void fail_dtype(const std::string& dtype) {
-  std::string names;
-  for (const DTypeInfo& row : dtype_table) names += (names.empty() ? "" : ", ") + std::string(row.name);
-  fail_usage("The dtype must be one of " + names + ": it is " + dtype + ". Convert the array first.");
+  std::string text = "The dtype must be one of";
+  for (const DTypeInfo& row : dtype_table) {
+    text += &row == dtype_table.data() ? " " : ", ";
+    text += row.name;
+  }
+  text += ": it is ";
+  text += dtype;
+  fail_usage(text + ". Convert the array first.");
 }
 
 [[noreturn]] void fail_device(py::handle array, const std::string& device) {

@@ -10,6 +10,7 @@
 #include "csrc/engine/communicator.h"
 #include "csrc/python/arrays.h"
 #include "csrc/python/gil_hooks.h"
+#include "csrc/python/python_engine.h"
 
 namespace py = pybind11;
 
@@ -39,32 +40,62 @@ Lookup lookup_in(const std::map<std::string, std::string>& environment) {
 class Endpoint {
  public:
   Endpoint(int size, const std::map<std::string, std::string>& environment)
-      : settings_(read_settings(lookup_in(environment))), arena_(Communicator::make_arena(size, settings_)) {}
+      : settings_(read_settings(lookup_in(environment))),
+        arena_(Communicator::make_arena(size, settings_, Engine::Memory::bytes(size, settings_))),
+        memory_(Engine::Memory::make(*arena_, size, settings_)) {
+    control(arena_->segment().base()).engine.store(memory_.rank->offset(), std::memory_order_release);
+  }
+
+  static ControlBlock& control(std::byte* base) { return *reinterpret_cast<ControlBlock*>(base); }
 
   int descriptor() const { return arena_->segment().descriptor(); }
   const Settings& settings() const { return settings_; }
   std::shared_ptr<Arena> arena() const { return arena_; }
+  const Engine::Memory& memory() const { return memory_; }
+
+  // Where peers find this rank's part of the engine and of the world's group.
+  std::pair<std::size_t, std::size_t> places() const { return {memory_.rank->offset(), memory_.world->offset()}; }
 
  private:
   Settings settings_;
   std::shared_ptr<Arena> arena_;
+  Engine::Memory memory_;
 };
 
-std::shared_ptr<Communicator> connect(const Endpoint& endpoint, int rank, const std::vector<int>& descriptors,
-                                      const std::vector<int>& lifelines, bool cores_suffice, bool reports) {
+void report_on_stderr(const std::string& text) {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
+std::pair<std::shared_ptr<Communicator>, std::shared_ptr<PythonEngine>> connect(
+    const Endpoint& endpoint, int rank, const std::vector<int>& descriptors, const std::vector<int>& lifelines,
+    const std::vector<std::pair<std::size_t, std::size_t>>& places, bool cores_suffice, bool reports) {
+  auto mapped = std::make_shared<std::vector<Segment>>();
   Communicator::Setup setup;
-  setup.rank = rank;
-  setup.size = static_cast<int>(descriptors.size());
-  setup.arena = endpoint.arena();
+  Engine::Setup engine;
+  setup.rank = engine.rank = rank;
+  setup.size = engine.size = static_cast<int>(descriptors.size());
+  setup.arena = engine.arena = endpoint.arena();
   for (int peer = 0; peer < setup.size; ++peer) {
-    if (peer != rank) setup.segments.push_back(Segment::map(descriptors[static_cast<std::size_t>(peer)]));
-    setup.bases.push_back(peer == rank ? setup.arena->segment().base() : setup.segments.back().base());
+    if (peer != rank) mapped->push_back(Segment::map(descriptors[static_cast<std::size_t>(peer)]));
+    const Segment& segment = peer == rank ? setup.arena->segment() : mapped->back();
+    setup.bases.push_back(segment.base());
+    engine.lengths.push_back(segment.size());
+    engine.rank_offsets.push_back(places[static_cast<std::size_t>(peer)].first);
+    engine.world_offsets.push_back(places[static_cast<std::size_t>(peer)].second);
   }
-  setup.lifelines = lifelines;
-  setup.cores_suffice = cores_suffice;
-  setup.settings = endpoint.settings();
-  setup.hooks = std::make_unique<GilHooks>(reports);
-  return std::make_shared<Communicator>(std::move(setup));
+  engine.bases = setup.bases;
+  setup.segments = engine.segments = std::move(mapped);
+  setup.lifelines = engine.lifelines = lifelines;
+  setup.cores_suffice = engine.cores_suffice = cores_suffice;
+  setup.settings = engine.settings = endpoint.settings();
+  engine.memory = endpoint.memory();
+  if (reports) engine.report = report_on_stderr;
+  auto connected = std::make_shared<PythonEngine>(std::move(engine));
+  setup.hooks = std::make_unique<GilHooks>([connected](const std::string& sentence) {
+    sentence.empty() ? (*connected)->goes_on() : (*connected)->stalls_in(sentence);
+  });
+  return {std::make_shared<Communicator>(std::move(setup)), std::move(connected)};
 }
 
 // An allreduce bound to one array: calling it parses nothing.
@@ -135,8 +166,9 @@ void bind_communicator(py::module_& module) {
   py::class_<Endpoint>(module, "Endpoint")
       .def(py::init<int, const std::map<std::string, std::string>&>(), py::arg("size"), py::arg("environment"))
       .def_property_readonly("descriptor", &Endpoint::descriptor)
-      .def("connect", &connect, py::arg("rank"), py::arg("descriptors"), py::arg("lifelines"), py::arg("cores_suffice"),
-           py::arg("reports"));
+      .def_property_readonly("places", &Endpoint::places)
+      .def("connect", &connect, py::arg("rank"), py::arg("descriptors"), py::arg("lifelines"), py::arg("places"),
+           py::arg("cores_suffice"), py::arg("reports"));
 
   py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
       .def_property_readonly("rank", &Communicator::rank)
@@ -148,6 +180,15 @@ void bind_communicator(py::module_& module) {
       .def(
           "allocate", [](Communicator& self, std::size_t bytes) { return self.arena().allocate(bytes); },
           py::arg("bytes"))
+      .def("waited",
+           [](Communicator& self) {
+             std::vector<std::pair<std::uint64_t, double>> rows;
+             for (int peer = 0; peer < self.size(); ++peer) {
+               const Waiter::Waited& waited = self.waited_for(peer);
+               rows.emplace_back(waited.times.load(), static_cast<double>(waited.nanoseconds.load()) / 1e9);
+             }
+             return rows;
+           })
       .def("leave", &Communicator::leave, py::arg("reason"))
       .def("abandon", &Communicator::abandon);
 

@@ -1,10 +1,11 @@
-// What a long wait does for Python: it gives up the GIL, looks at signals, and reports stalls on stderr.
+// What a long wait does for Python: it gives up the GIL, looks at signals, and has stalls reported.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include <cstdio>
+#include <functional>
 #include <string>
+#include <utility>
 
 #include "csrc/base/wait.h"
 
@@ -13,12 +14,15 @@ namespace ringred {
 // Invariant: state_ is the thread's state exactly while the GIL is given up. One thread at a time, as the communicator.
 class GilHooks : public WaitHooks {
  public:
-  explicit GilHooks(bool reports) : reports_(reports) {}
+  // `stall(sentence)` is called when a wait becomes a stall, and `stall("")` when it is over; without the GIL.
+  using Stall = std::function<void(const std::string&)>;
+  explicit GilHooks(Stall stall = {}) : stall_(std::move(stall)) {}
 
   void enter() override {
     if (depth_++ == 0) state_ = PyEval_SaveThread();
   }
   void leave() override {
+    if (std::exchange(stalled_, false)) stall_({});
     if (--depth_ == 0) PyEval_RestoreThread(state_);
   }
   // Signal handlers run on Python's main thread only; on others this does nothing.
@@ -29,11 +33,14 @@ class GilHooks : public WaitHooks {
     return go_on;
   }
   void report(const std::string& sentence) override {
-    if (reports_) std::fprintf(stderr, "ringred: %s\n", sentence.c_str());
+    if (!stall_) return;
+    stalled_ = true;
+    stall_(sentence);
   }
 
  private:
-  const bool reports_;
+  const Stall stall_;
+  bool stalled_ = false;
   int depth_ = 0;
   PyThreadState* state_ = nullptr;
 };

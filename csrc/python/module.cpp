@@ -2,7 +2,9 @@
 #include <pybind11/pybind11.h>
 
 #include "csrc/python/communicator.h"
+#include "csrc/python/engine.h"
 #include "csrc/python/errors.h"
+#include "csrc/python/outside.h"
 #include "csrc/python/schedules.h"
 #include "csrc/python/settings.h"
 
@@ -11,5 +13,7 @@ PYBIND11_MODULE(_core, module) {
   ringred::bind_errors(module);
   ringred::bind_settings(module);
   ringred::bind_schedules(module);
+  ringred::bind_engine(module);
   ringred::bind_communicator(module);
+  ringred::bind_outside(module);
 }

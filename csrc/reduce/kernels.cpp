@@ -6,6 +6,7 @@
 #include "csrc/reduce/kernels.h"
 
 #include "csrc/reduce/elements.h"
+#include "csrc/reduce/scale_kernels.h"
 
 namespace {
 
@@ -184,6 +185,7 @@ KernelTable make_table() {
   table.float_to_half = convert<Plain<float, float>, Half>;
   table.bfloat_to_float = convert<BFloat, Plain<float, float>>;
   table.float_to_bfloat = convert<Plain<float, float>, BFloat>;
+  fill_scales(table);
   return table;
 }
 

@@ -8,11 +8,13 @@ namespace ringred {
 
 using ReduceKernel = void (*)(const void* const*, int, void* const*, int, std::size_t, std::int64_t);
 using ConvertKernel = void (*)(const void*, void*, std::size_t);
+using ScaleKernel = void (*)(const void*, void*, std::size_t, double);
 
 struct KernelTable {
   ReduceKernel reduce[15][6];  // [DType][Op]; null where the operator is not defined
   ConvertKernel half_to_float, float_to_half, bfloat_to_float, float_to_bfloat;
   ConvertKernel widen[6], narrow[6];  // [DType] i8..u32, to and from 64 bits of the same signedness
+  ScaleKernel scale[15][15];          // [DType from][DType to]; null where the pair is not defined
 };
 
 // One function for each object file that kernels.cpp is compiled into.

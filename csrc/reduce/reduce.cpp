@@ -58,4 +58,10 @@ ConvertKernel convert_kernel(const InstructionSet& set, DType from, DType to) {
              " to " + std::string(info(to).name) + ".");
 }
 
+ScaleKernel scale_kernel(const InstructionSet& set, DType from, DType to) {
+  if (const ScaleKernel kernel = set.table().scale[index(from)][index(to)]) return kernel;
+  fail_usage("A scaled conversion must keep the dtype or be between floating-point dtypes: it is from " +
+             std::string(info(from).name) + " to " + std::string(info(to).name) + ".");
+}
+
 }  // namespace ringred

@@ -35,4 +35,18 @@ DType partial_dtype(DType dtype, Op op);
 using ConvertKernel = void (*)(const void* input, void* output, std::size_t count);
 ConvertKernel convert_kernel(const InstructionSet& set, DType from, DType to);
 
+// output[i] = to(input[i] * factor), in one pass; where `from` == `to` and the factor is 1, the bytes are copied. The
+// output may be the input, at the same address, where the elements have one size; it may not overlap it in any other
+// way.
+//
+// Half types and float32 are multiplied in fp32, by the factor rounded to fp32; where one side is float64, in fp64. The
+// product is rounded once to `to`. Of complex numbers both parts are scaled. Integers are multiplied in fp64, truncated
+// toward zero and saturated at the limits of the type; nan gives 0. Integers of more than 53 bits are therefore exact
+// as copies only. Booleans have no products: the factor has to be 1, and is not read.
+using ScaleKernel = void (*)(const void* input, void* output, std::size_t count, double factor);
+
+// From every dtype to itself, and between any two of float16, bfloat16, float32 and float64. Throws a usage error for
+// any other pair.
+ScaleKernel scale_kernel(const InstructionSet& set, DType from, DType to);
+
 }  // namespace ringred

@@ -1,1 +1,1 @@
-"""The command line: ``ringred run | bench | draw | env``. Subcommands are imported only when chosen."""
+"""The command line: ``ringred run | bench | draw | autopsy | flight | env``. Only the chosen one is imported."""

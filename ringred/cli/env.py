@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 
-from ringred import _core
+from ringred import _core, environment
 from ringred.cli.bench_table import processor
 from ringred.cores import usable_cores
 from ringred.version import __version__
@@ -32,10 +32,16 @@ def run(args: argparse.Namespace) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     print(f"file size limit    {'none' if soft == resource.RLIM_INFINITY else soft}")
     print("\nsetting                      value (default)")
+    reading = environment.read()
+    twins = {ours: horovod for horovod, ours in reading.twins.items()}
     for name, default, must_agree, text in _core.setting_table():
-        value = os.environ.get(name)
+        value = reading.settings.get(name)
         shown = f"{value} ({default})" if value is not None else f"({default or 'not set'})"
+        if name in twins:
+            shown += f", from {twins[name]}"
         print(f"{name:28} {shown}\n{'':28} {text}{' The same on all ranks.' if must_agree else ''}")
+    for problem in reading.problems:
+        print(f"\n{problem}")
     return 0
 
 

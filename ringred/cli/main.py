@@ -18,6 +18,8 @@ SUBCOMMANDS = {
     "run": "start a command on several ranks, with the mpirun of the MPI in use",
     "bench": "time collectives, check their results and compare them",
     "draw": "draw the schedule of an algorithm",
+    "autopsy": "say what a running job waits for, and where each of its ranks is",
+    "flight": "print the last operations of each rank of a running job, as JSON",
     "env": "report what ringred finds on this machine",
 }
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRACEBACK = "Traceback (most recent call last):"
+FATAL = "Fatal Python error: "
 CHAINS = ("During handling of the above exception", "The above exception was the direct cause")
 SHOWN_LINES = 80
 SHOWN_LINES_WITHOUT_TRACEBACK = 20
@@ -45,8 +46,9 @@ class Record:
 
     @property
     def is_consequence(self) -> bool:
-        """True if the last exception says that another rank was lost."""
-        return bool(re.match(r"(\w+\.)*PeerLostError\b", last_exception(self.stderr_tail)))
+        """True if the last exception, or one that it is chained to, says that another rank was lost."""
+        lines = last_traceback(self.stderr_tail).splitlines()
+        return any(re.match(r"(\w+\.)*PeerLostError\b", line) for line in lines)
 
     @property
     def how(self) -> str:
@@ -71,9 +73,12 @@ def first_failure(records: Iterable[Record]) -> Record | None:
 
 
 def last_traceback(text: str) -> str:
-    """Return the last traceback in ``text`` with the ones it is chained to; without one, the last lines."""
+    """Return the last traceback in ``text`` with the ones it is chained to; without one, the last lines.
+
+    What faulthandler writes on a fatal signal counts as a traceback.
+    """
     lines = text.rstrip().splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith(TRACEBACK)]
+    starts = [number for number, line in enumerate(lines) if line.startswith((TRACEBACK, FATAL))]
     if not starts:
         return "\n".join(lines[-SHOWN_LINES_WITHOUT_TRACEBACK:])
     start = starts.pop()
@@ -83,11 +88,3 @@ def last_traceback(text: str) -> str:
     if len(shown) > SHOWN_LINES:
         shown = [*shown[: SHOWN_LINES // 4], "  ...", *shown[-3 * SHOWN_LINES // 4 :]]
     return "\n".join(shown)
-
-
-def last_exception(text: str) -> str:
-    """Return the line that names the last traceback's exception, such as ``ValueError: no``; empty without one."""
-    lines = text.splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith(TRACEBACK)]
-    after = lines[starts[-1] + 1 :] if starts else []
-    return next((line for line in after if line and not line[0].isspace()), "")

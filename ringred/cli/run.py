@@ -204,7 +204,8 @@ class Job:
         if others:
             say(f"after it failed rank{'s' if len(others) > 1 else ''} {', '.join(others)}")
         text = rank_records.last_traceback(first.stderr_tail)
-        what = "traceback" if rank_records.TRACEBACK in text else "lines on stderr"
+        told = rank_records.TRACEBACK in text or rank_records.FATAL in text
+        what = "traceback" if told else "lines on stderr"
         if text:
             say(f"last {what} of rank {first.rank}:\n{text}")
         else:

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-import ringred as rr
-from ringred.torch.reducer import Reducer
+from ringred.ops import Op
+from ringred.torch.channel import Channel
 
 
 class LossReduction:
     """Reduces the losses that closures return, with the op of the gradients."""
 
-    def __init__(self, reducer: Reducer, op: rr.Op) -> None:
-        self._message = reducer.empty(1, torch.float64)
-        self._reduce = reducer.plan(self._message, op, "loss of closure")
+    def __init__(self, channel: Channel, op: Op) -> None:
+        self._channel = channel
+        self._op = op
 
     def wrap(self, closure: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[], Any]:
         """Return `closure` followed by `synchronize` and the reduction of its loss.
@@ -39,6 +39,6 @@ class LossReduction:
         return wrapped
 
     def _over_ranks(self, loss: float) -> float:
-        self._message.fill_(loss)
-        self._reduce()
-        return self._message.item()
+        message = torch.tensor([loss], dtype=torch.float64)
+        self._channel.allreduce_([message], self._op, "loss of closure").wait()
+        return message.item()

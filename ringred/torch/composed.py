@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-import ringred as rr
+from ringred.errors import UsageError
 
 
 class ComposedOptimizer(Optimizer):
@@ -17,6 +17,9 @@ class ComposedOptimizer(Optimizer):
 
     Optimizer.__init__ is not called on purpose: it would set up groups and state of its own.
     """
+
+    # A GradScaler may not take it for the fused optimizer that may be inside: it would tell the scale to the wrapper.
+    _step_supports_amp_scaling = False
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._inner = optimizer
@@ -54,7 +57,7 @@ class ComposedOptimizer(Optimizer):
         return self._inner.__getstate__()
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        raise rr.UsageError(
+        raise UsageError(
             f"A {type(self).__name__} holds hooks and shared memory, it cannot be pickled or copied. "
             "Save its state_dict(), build it again and load_state_dict()."
         )

@@ -1,108 +1,155 @@
 """Gradient exchange: replaces every gradient by its average over ranks, and starts while backward still runs.
 
-Invariant: in every round all ranks reduce the same messages in the same order, bucket 0, 1, ..., flags, whatever order
-autograd finishes gradients in and whichever parameters a rank did not use.
+Invariant: after a round all ranks have the same gradients, or all of them have raised. A round exchanges the same
+parcels on all ranks, whatever order autograd finishes gradients in and whichever parameters a rank did not use.
+
+A unit is one parameter, or a group of them that travels together.
 
 A round:
-  1. A hook on each parameter copies its fresh gradient into its place. When the next bucket in order is full, the hook
-     reduces it on the spot.
-  2. `synchronize` fills the places that no hook has filled: with the gradient that is there, or with zeros where it is
-     None. It reduces the remaining buckets in order.
-  3. Then the flags travel: one byte a parameter, maximum over ranks, that says who had a gradient at all.
-  4. Buckets are copied back. A gradient that is None on every rank stays None, so that optimizers skip the parameter
-     exactly as they do in a single process; otherwise None becomes the average, where this rank counted as zero.
+  1. A hook on each parameter counts its passes. When all gradients of a unit are there, it sends them off, under the
+     unit's name: the engine pairs them with those of the other ranks in any order.
+  2. `synchronize` sends flags, one byte a parameter, of which all ranks get the maximum: whether a rank has a gradient,
+     and of which kind. Another byte for each rank tells whether it steps on the round or drops it.
+  3. Units with a gradient on some rank that this rank has not sent yet it sends now, with zeros for what it lacks.
+  4. When everything is back, gradients are replaced. One that is None on all ranks stays None, so that optimizers skip
+     the parameter exactly as they do in a single process.
+
+In the first round nothing is sent before phase 2, which then begins with a comparison of names, shapes and options: so
+different models are an error and never a wrong sum, and no message waits for ever for its counterpart.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
-import ringred as rr
-from ringred.torch.buckets import Slot, build_buckets, fingerprint
+from ringred.errors import MismatchError, UsageError
+from ringred.ops import Op
+from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.hooks import attach
-from ringred.torch.names import NamedTensor
-from ringred.torch.reducer import Reducer
+from ringred.torch.parcels import DENSE, NONE, Carrier, Parcel, Slot, kind_of
+
+STEPS, DROPS = 1, 2
+"""What a rank does with a round."""
+
+
+class Unit:
+    """Slots that travel together, and their parcel of the current round."""
+
+    def __init__(self, name: str, slots: list[Slot]) -> None:
+        self.name = name
+        self.slots = slots
+        self.parcel: Parcel | None = None
+
+    def is_ready(self, passes: int) -> bool:
+        """Whether all gradients that can come in this round are there, and at least one is."""
+        return all(slot.passes >= passes or not slot.parameter.requires_grad for slot in self.slots) and any(
+            slot.parameter.grad is not None for slot in self.slots
+        )
 
 
 class GradientExchange:
-    """Hooks, buckets and the state of the current round for one set of parameters."""
+    """Hooks, units and the state of the current round for one set of parameters.
 
-    def __init__(self, parameters: Sequence[NamedTensor], reducer: Reducer, op: rr.Op, passes_per_round: int) -> None:
-        self.communication_seconds = 0.0  # wall time inside reductions, waiting for other ranks included
-        self._passes_per_round = passes_per_round
-        self._op = op
-        self._frozen = [(name, parameter) for name, parameter in parameters if not parameter.requires_grad]
-        trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-        self._buckets = build_buckets(trained, reducer, op)
-        self._slots = [slot for bucket in self._buckets for slot in bucket.slots]
-        self._flags = reducer.empty(len(self._slots), torch.uint8)
-        # Two names for one message: a rank that drops a round must not pair with ranks that step on it.
-        self._reduce_flags = reducer.plan(self._flags, rr.Max, f"gradient flags, step (layout {fingerprint(trained)})")
-        self._drop_flags = reducer.plan(self._flags, rr.Max, f"gradient flags, dropped (layout {fingerprint(trained)})")
-        self._next_bucket = 0  # buckets before this one are reduced in this round
+    Args:
+        parameters: names and parameters, in the same order on all ranks.
+        groups: indices of parameters that travel together, each index once at most; the others travel alone.
+        carrier: how they travel.
+        passes: backward passes over which a gradient is accumulated before it is sent.
+        sparse_as_dense: make sparse gradients dense when they arrive.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[NamedTensor],
+        groups: Sequence[Sequence[int]],
+        carrier: Carrier,
+        passes: int,
+        sparse_as_dense: bool = False,
+    ) -> None:
+        self.communication_seconds = 0.0  # wall time in which this rank waited for the others
+        self.passes = passes
+        self._carrier = carrier
+        self._channel = carrier.channel
+        self._sparse_as_dense = sparse_as_dense
+        self._units = _build_units(parameters, groups)
+        self._slots = sorted((slot for unit in self._units for slot in unit.slots), key=lambda slot: slot.index)
+        units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
+        self._layout = [*describe(parameters), *units, f"sparse_as_dense={sparse_as_dense}"]
+        self._agreed = False  # whether all ranks have this layout
         self._synchronized = False  # the round is over: gradients are averages
         self._paused = False
         self.close = attach(self, [slot.parameter for slot in self._slots])
 
     @property
     def pending(self) -> bool:
-        """Whether a round has begun on this rank and is not over."""
-        return any(slot.sent is not None for slot in self._slots)
+        """Whether a round has begun: some gradient got all its passes, and is on its way (or was, in a first round)."""
+        return any(slot.passes >= self.passes for slot in self._slots)
 
     def arrive(self, index: int) -> None:
         """Take note that backward has accumulated the gradient of slot `index` (phase 1)."""
         slot = self._slots[index]
         if self._synchronized:
             self._begin_after_synchronize(slot)
-        if slot.sent is not None:
-            raise rr.UsageError(
-                f"Gradients are exchanged after {self._passes_per_round} backward pass(es) a step; parameter "
-                f"{slot.name!r} got one more. Raise backward_passes_per_step, or wrap the extra passes in "
-                "optimizer.no_sync(), or call optimizer.zero_grad() (not model.zero_grad()) to drop a pass."
+        if slot.passes >= self.passes:
+            raise UsageError(
+                f"Gradients are exchanged after {self.passes} backward pass(es) a step; parameter {slot.name!r} got "
+                "one more. Raise backward_passes_per_step, or wrap the extra passes in optimizer.no_sync(), or call "
+                "optimizer.zero_grad() (not model.zero_grad()) to drop a pass."
             )
         if self._paused:
             return
         slot.passes += 1
-        if slot.passes < self._passes_per_round or slot.parameter.grad is None:
-            return
-        slot.send(slot.parameter.grad)
-        self._buckets[slot.bucket].missing -= 1
-        while self._next_bucket < len(self._buckets) and self._buckets[self._next_bucket].missing == 0:
-            self._reduce_next()
+        if slot.passes >= self.passes:
+            slot.mark_sent()
+        unit = self._units[slot.unit]
+        if self._agreed and unit.is_ready(self.passes):
+            with self._timed():
+                self._send(unit, {one.index: self._kind_of(one.parameter.grad) for one in unit.slots}, own=True)
 
     def synchronize(self) -> None:
         """Finish the round (phases 2 to 4); does nothing when it is over already."""
         if self._synchronized:
             return
         self._check_unchanged()
-        used = []
-        for slot in self._slots:
-            gradient = slot.parameter.grad
-            used.append(gradient is not None)
-            if gradient is None:
-                slot.place.zero_()
-            elif slot.sent is None:
-                slot.send(gradient)
-        self._flags.copy_(torch.tensor(used, dtype=torch.uint8))
-        self._reduce_rest(self._reduce_flags)
-        self._copy_back()
+        with self._timed():
+            kinds = self._finish(STEPS)
+        with torch.no_grad():
+            for unit in self._units:
+                if unit.parcel is not None:
+                    unit.parcel.deliver(kinds)
         self._clear()
+        for slot in self._slots:
+            slot.mark_sent()
         self._synchronized = True
 
     def finish_step(self) -> None:
         """Open the next round, after the gradients have been used."""
+        self._clear()
         self._synchronized = False
 
     def discard(self) -> None:
-        """Drop the round: reduce what other ranks expect, and leave all gradients alone."""
+        """Drop the round: send what other ranks expect, and wait until nothing is under way."""
         if self.pending:
-            self._reduce_rest(self._drop_flags)
-        self._clear()
-        self._synchronized = False
+            with self._timed():
+                self._finish(DROPS)
+        self.finish_step()
+
+    def reset(self) -> None:
+        """Forget the passes that were counted.
+
+        Raises:
+            UsageError: gradients are under way.
+        """
+        if self.pending:
+            raise UsageError(
+                "Gradients are on their way to the other ranks. Call optimizer.step() or optimizer.zero_grad() on all "
+                "ranks first."
+            )
+        self.finish_step()
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -113,58 +160,120 @@ class GradientExchange:
         finally:
             self._paused = before
 
+    @property
+    def synchronized(self) -> bool:
+        """Whether gradients are averages that no step has used yet."""
+        return self._synchronized
+
     def _begin_after_synchronize(self, slot: Slot) -> None:
         # The average of (average + own) is average + average of own: right. The sum of (sum + own) counts the first n
         # times.
-        if self._op != rr.Average:
-            raise rr.UsageError(
+        if self._carrier.op != Op.Average and slot.parameter.grad is slot.sent:
+            raise UsageError(
                 "With op=Sum, gradients that synchronize() has summed may not be accumulated into; parameter "
                 f"{slot.name!r} got another gradient before step(). Call optimizer.step() or zero_grad() first."
             )
-        self._synchronized = False
+        self.finish_step()
 
     def _check_unchanged(self) -> None:
         for slot in self._slots:
-            if slot.sent is not None and not slot.sent_gradient_is_current():
-                raise rr.UsageError(
+            if (slot.sent is not None or self._units[slot.unit].parcel is not None) and not slot.is_current():
+                raise UsageError(
                     "A gradient may not change between backward() and the exchange, the change would be lost; that of "
-                    f"parameter {slot.name!r} did. Call optimizer.synchronize() before you clip, unscale (GradScaler) "
-                    "or edit them."
-                )
-        for name, parameter in self._frozen:
-            if parameter.requires_grad and parameter.grad is not None:
-                raise rr.UsageError(
-                    "Parameters take part in the exchange if they require gradients when the optimizer is built; "
-                    f"{name!r} did not, and has a gradient now. Build the DistributedOptimizer after unfreezing."
+                    f"parameter {slot.name!r} did. Call optimizer.synchronize() before you clip, unscale or edit them."
                 )
 
-    def _reduce_next(self) -> None:
-        # Counted before the call: a mismatch is raised on all ranks, and the call counts as done on all of them.
-        bucket = self._buckets[self._next_bucket]
-        self._next_bucket += 1
-        self._timed(bucket.reduce)
+    def _agree_on_layout(self) -> None:
+        if not self._agreed:
+            check_agreement(
+                self._channel.share, self._channel.ranks, "The parameters of a DistributedOptimizer", self._layout
+            )
+            self._agreed = True
 
-    def _reduce_rest(self, reduce_flags: Callable[[], object]) -> None:
-        while self._next_bucket < len(self._buckets):
-            self._reduce_next()
-        self._timed(reduce_flags)
+    def _kind_of(self, gradient: torch.Tensor | None) -> int:
+        kind = kind_of(gradient)
+        return min(kind, DENSE) if self._sparse_as_dense else kind
 
-    def _timed(self, reduce: Callable[[], object]) -> None:
+    def _send(self, unit: Unit, kinds: Mapping[int, int], own: bool) -> None:
+        if own and self._sparse_as_dense:
+            for slot in unit.slots:
+                _make_dense(slot.parameter)
+        unit.parcel = self._carrier.send(unit.slots, unit.name, kinds, own)
+
+    def _finish(self, intent: int) -> dict[int, int]:
+        """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
+        self._agree_on_layout()
+        kinds, intents = self._exchange_flags(intent)
+        for unit in self._units:
+            if unit.parcel is None and any(kinds[slot.index] != NONE for slot in unit.slots):
+                self._send(unit, kinds, own=intent == STEPS)
+        self._wait()
+        if STEPS in intents and DROPS in intents:  # a rank that has joined does neither
+            self._clear()
+            raise MismatchError(
+                "All ranks must step on a backward pass, or all drop it: "
+                f"rank(s) {self._who(intents, STEPS)} called step() or synchronize(), "
+                f"rank(s) {self._who(intents, DROPS)} called zero_grad(). Call the same on all ranks."
+            )
+        return kinds
+
+    def _exchange_flags(self, intent: int) -> tuple[dict[int, int], list[int]]:
+        own = []
+        for slot in self._slots:
+            sent = self._units[slot.unit].parcel is not None
+            gradient = slot.sent if sent else slot.parameter.grad if intent == STEPS else None
+            own.append(self._kind_of(gradient))
+        intents = [intent if rank == self._channel.rank else 0 for rank in range(self._channel.size)]
+        flags = torch.tensor([*own, *intents], dtype=torch.uint8)
+        self._channel.allreduce_([flags], Op.Max, "flags").wait()
+        values: list[int] = flags.tolist()
+        return dict(enumerate(values[: len(own)])), values[len(own) :]
+
+    def _who(self, intents: Sequence[int], wanted: int) -> str:
+        pairs = zip(self._channel.ranks, intents, strict=True)
+        return ", ".join(str(rank) for rank, intent in pairs if intent == wanted)
+
+    def _wait(self) -> None:
+        """Wait for all parcels; then raise the first error."""
+        errors = []
+        for unit in self._units:
+            try:
+                if unit.parcel is not None:
+                    unit.parcel.wait()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            self._clear()
+            raise errors[0]
+
+    def _clear(self) -> None:
+        for unit in self._units:
+            if unit.parcel is not None:
+                unit.parcel.release()
+            unit.parcel = None
+        for slot in self._slots:
+            slot.clear()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            reduce()
+            yield
         finally:
             self.communication_seconds += time.perf_counter() - start
 
-    def _copy_back(self) -> None:
-        with torch.no_grad():
-            for slot, used in zip(self._slots, self._flags.tolist(), strict=True):
-                if slot.parameter.grad is not None:
-                    slot.parameter.grad.copy_(slot.place)
-                elif used:
-                    slot.parameter.grad = slot.place.clone()
 
-    def _clear(self) -> None:
-        self._next_bucket = 0
-        for bucket in self._buckets:
-            bucket.clear()
+def _build_units(parameters: Sequence[NamedTensor], groups: Sequence[Sequence[int]]) -> list[Unit]:
+    grouped = {index for group in groups for index in group}
+    alone = [[index] for index in range(len(parameters)) if index not in grouped]
+    units = []
+    for number, indices in enumerate([*groups, *alone]):
+        slots = [Slot(index, *parameters[index], number) for index in indices]
+        name = f"gradient.{slots[0].name}" if len(slots) == 1 else f"gradients.{number}.{slots[0].name}"
+        units.append(Unit(name, slots))
+    return units
+
+
+def _make_dense(parameter: torch.Tensor) -> None:
+    if parameter.grad is not None and parameter.grad.layout == torch.sparse_coo:
+        parameter.grad = parameter.grad.to_dense()

@@ -21,9 +21,16 @@ class Receiver(Protocol):
 
 
 def attach(receiver: Receiver, parameters: Sequence[torch.Tensor]) -> Callable[[], object]:
-    """Hook `parameters` up to `receiver`, until it is collected or the returned call is made (twice does no harm)."""
+    """Hook `parameters` up to `receiver`, until it is collected or the returned call is made (twice does no harm).
+
+    Frozen parameters are hooked up as well; those of dtypes that have no gradients are left out.
+    """
     weak_receiver = weakref.ref(receiver)
-    handles = [_register(parameter, _hook(weak_receiver, index)) for index, parameter in enumerate(parameters)]
+    handles = [
+        _register(parameter, _hook(weak_receiver, index))
+        for index, parameter in enumerate(parameters)
+        if parameter.is_floating_point() or parameter.is_complex()
+    ]
     detach = weakref.finalize(receiver, _remove_all, handles)
     detach.atexit = False
     return detach
@@ -39,8 +46,16 @@ def _hook(weak_receiver: weakref.ref[Receiver], index: int) -> Callable[[torch.T
 
 
 def _register(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:
-    # Any, because torch declares no types for this method.
-    return parameter.register_post_accumulate_grad_hook(hook)
+    # Any, because torch declares no types for this method. It refuses a frozen parameter, but keeps the hook of one
+    # that is frozen later: it may be thawed some day.
+    frozen = not parameter.requires_grad
+    if frozen:
+        parameter.requires_grad_(True)
+    try:
+        return parameter.register_post_accumulate_grad_hook(hook)
+    finally:
+        if frozen:
+            parameter.requires_grad_(False)
 
 
 def _remove_all(handles: Sequence[Any]) -> None:

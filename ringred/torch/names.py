@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-import ringred as rr
-
-NamedTensor = tuple[str, torch.Tensor]
+from ringred.errors import UsageError
+from ringred.torch.agreement import NamedTensor
 
 
 def name_parameters(
@@ -25,7 +24,7 @@ def name_parameters(
     otherwise `parameter.<group>.<index>`.
 
     Raises:
-        ringred.UsageError: the entries are not (name, tensor) pairs, a name occurs twice, or a parameter has no name.
+        UsageError: the entries are not (name, tensor) pairs, a name occurs twice, or a parameter has no name.
     """
     given = None if named_parameters is None else check_pairs(named_parameters, "named_parameters")
     names = {} if given is None else {id(tensor): name for name, tensor in given}
@@ -41,7 +40,7 @@ def name_parameters(
             else:
                 unnamed.append(f"group {group_index} index {index} of shape {tuple(parameter.shape)}")
     if unnamed:
-        raise rr.UsageError(
+        raise UsageError(
             f"named_parameters must name every parameter of the optimizer; {len(unnamed)} have no name: "
             f"{_some(unnamed)}. Pass model.named_parameters() of the whole model, or leave named_parameters out."
         )
@@ -56,7 +55,7 @@ def check_pairs(pairs: Iterable[Any], what: str) -> list[NamedTensor]:
         is_pair = isinstance(entry, tuple) and len(entry) == 2
         if not (is_pair and isinstance(entry[0], str) and isinstance(entry[1], torch.Tensor)):
             got = f"({', '.join(type(part).__name__ for part in entry)})" if is_pair else type(entry).__name__
-            raise rr.UsageError(
+            raise UsageError(
                 f"{what} must hold pairs (name, tensor); entry {index} is {got}. Pass model.named_parameters()."
             )
     _check_unique([name for name, _ in entries], what)
@@ -66,7 +65,7 @@ def check_pairs(pairs: Iterable[Any], what: str) -> list[NamedTensor]:
 def _check_unique(names: list[str], what: str) -> None:
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
-        raise rr.UsageError(
+        raise UsageError(
             f"Names must be distinct within {what}; {len(duplicates)} occur more than once: {_some(duplicates)}. "
             "Give each model a prefix of its own when you chain several named_parameters()."
         )

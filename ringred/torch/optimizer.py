@@ -1,40 +1,54 @@
 """DistributedOptimizer: an optimizer that averages gradients over all ranks before it uses them.
 
-Invariant: the wrapped optimizer never sees a gradient that is not the same on all ranks.
+Invariant: the wrapped optimizer never sees a gradient that is not the same on all ranks. (With op=Adasum it sees this
+rank's own, and it is the parameters that are the same after each step; see deltas.py.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
-import ringred as rr
+from ringred.errors import UsageError
+from ringred.ops import Op
+from ringred.process_sets import ProcessSet, global_process_set
+from ringred.torch.agreement import NamedTensor
+from ringred.torch.channel import Channel, EngineChannel
 from ringred.torch.closures import LossReduction
 from ringred.torch.composed import ComposedOptimizer
+from ringred.torch.compression import Compression
+from ringred.torch.deltas import DeltaExchange
 from ringred.torch.exchange import GradientExchange
-from ringred.torch.names import NamedTensor, name_parameters
-from ringred.torch.reducer import Reducer, WorldReducer
+from ringred.torch.groups import form_groups
+from ringred.torch.names import name_parameters
+from ringred.torch.parcels import Carrier
+
+OPS = (Op.Average, Op.Sum, Op.Adasum)
 
 
 class DistributedOptimizer(ComposedOptimizer):
     """Wrap `optimizer` so that `step()` sees gradients averaged (or summed) over all ranks.
 
     `step()` replaces every gradient by the average over ranks of what it is on each of them, where None counts as zero;
-    a gradient that is None on all ranks stays None. Gradients travel during the backward pass, in buckets of about
-    1 MiB in the shared arena, and all ranks end with the same bits. In a single process nothing is done at all.
+    a gradient that is None on all ranks stays None. Gradients travel during the backward pass, each as soon as it is
+    complete, and all ranks end with the same bits. In a single process nothing is done at all.
 
-    All ranks must build the optimizer over equal parameters in equal order, and call `step()`, `synchronize()` and
-    `zero_grad()` equally often and in equal order: they are collectives. Ranks whose parameters differ all get
-    `ringred.MismatchError` in the first exchange.
+    All ranks must build their optimizers in equal order over equal parameters in equal order, and call `step()`,
+    `synchronize()` and `zero_grad()` equally often: they are collectives. Ranks whose parameters or options differ all
+    get `MismatchError` in the first exchange.
 
-    - Parameters that are frozen (`requires_grad=False`) when the optimizer is built are left out; unfreeze first.
-    - Call `synchronize()` after `backward()` and before you clip, unscale or log gradients; `step()` then does not
-      exchange them again. Works with `torch.amp.GradScaler`: synchronize(), then scaler.step(optimizer).
+    - Gradients must not be touched between `backward()` and `step()`. Call `synchronize()` before you clip or log them;
+      `step()` then does not exchange them again, inside `skip_synchronize()` or not.
+    - `torch.amp.GradScaler` needs nothing: unscaling synchronizes first, so all ranks step or all skip.
     - Drop a backward pass with `optimizer.zero_grad()`, not with `model.zero_grad()`, which does not reach the other
       ranks.
+    - Parameters may be frozen and unfrozen at any time. Those of one group travel when the last of them is ready.
     - Under reentrant activation checkpointing a parameter shared between segments counts one pass for each.
     - It is not pickled or deep-copied; save `state_dict()`, which is that of the wrapped optimizer.
 
@@ -42,43 +56,77 @@ class DistributedOptimizer(ComposedOptimizer):
         optimizer: any torch optimizer whose parameters are on the CPU; floating-point or complex dtypes.
         named_parameters: pairs (name, parameter), as from `model.named_parameters()`, that cover all parameters of the
             optimizer. Names appear in error messages and are compared between ranks.
-        op: `ringred.Average` or `ringred.Sum`.
+        compression: `Compression.none`, `.fp16`, `.bf16`, or an object with compress() and decompress().
         backward_passes_per_step: gradients accumulate on each rank over this many backward passes and travel in the
             last one; they are not divided by it. A `step()` after fewer passes exchanges what is there.
-        reducer: how to reach the other ranks; for tests. Default: all ranks of the job.
+        op: Average, Sum, or Adasum.
+        gradient_predivide_factor: with Average, divide by this before the sum and by size / this after it.
+        num_groups: deprecated; a number for `groups`.
+        groups: gradients that travel together: a number of groups, or a list of lists of parameters.
+        sparse_as_dense: make sparse gradients dense; otherwise they travel sparse.
+        process_set: the ranks that take part; this one must be a member.
+        channel: how to reach the other ranks, in place of `process_set`; for tests.
 
     Raises:
-        ringred.UsageError: also a ValueError; names are missing or not distinct, an argument is out of range, or
-            ringred is not initialised.
+        UsageError: also a ValueError; names are missing or not distinct, an argument is out of range, or ringred is not
+            initialised.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         named_parameters: Iterable[NamedTensor] | None = None,
-        op: rr.Op = rr.Average,
+        compression: Any = Compression.none,
         backward_passes_per_step: int = 1,
+        op: Op = Op.Average,
+        gradient_predivide_factor: float = 1.0,
+        num_groups: int = 0,
+        groups: Any = None,
+        sparse_as_dense: bool = False,
+        process_set: ProcessSet = global_process_set,
         *,
-        reducer: Reducer | None = None,
+        channel: Channel | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, DistributedOptimizer):
-            raise rr.UsageError(
+            raise UsageError(
                 f"DistributedOptimizer wraps a plain torch optimizer, once; got {type(optimizer).__name__}."
             )
-        if op not in (rr.Average, rr.Sum):
-            raise rr.UsageError(f"Gradients are reduced with Average or Sum, where a missing one is zero; got {op!r}.")
-        if backward_passes_per_step < 1:
-            raise rr.UsageError(f"backward_passes_per_step must be at least 1, got {backward_passes_per_step}.")
+        if op not in OPS:
+            raise UsageError(f"Gradients are reduced with {', '.join(one.name for one in OPS)}; got {op!r}.")
+        if gradient_predivide_factor != 1.0 and op != Op.Average:
+            raise UsageError(f"gradient_predivide_factor goes with op=Average; op is {op!r}.")
+        if gradient_predivide_factor <= 0:
+            raise UsageError(f"gradient_predivide_factor must be positive, got {gradient_predivide_factor}.")
+        _check_passes(backward_passes_per_step)
         named = name_parameters(optimizer.param_groups, named_parameters)
+        _check_devices(named)
+        if num_groups:
+            warnings.warn("num_groups is deprecated: pass groups.", DeprecationWarning, stacklevel=2)
+            groups = num_groups if groups is None else groups
+        form_groups(named, groups)
         super().__init__(optimizer)
         self._names = {id(parameter): name for name, parameter in named}
-        self._op = op
+        self._op = Op(op)
+        self._groups = groups
+        self._compression = compression
         self._passes = backward_passes_per_step
-        self._reducer = WorldReducer() if reducer is None else reducer
-        self._loss_reduction: LossReduction | None = None
+        self._predivide_factor = gradient_predivide_factor
+        self._sparse_as_dense = sparse_as_dense
+        self._channel: Channel = EngineChannel(process_set) if channel is None else channel
+        self._skips_synchronize = False
         self._closed = False
         self._earlier_seconds = 0.0  # communication before add_param_group() rebuilt the exchange
-        self._exchange = self._build_exchange(named)
+        self._exchange, self._deltas = self._build(named)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Groups of the wrapped optimizer."""
+        # A GradScaler reads and writes gradients while they may be on their way, and asks for nothing but this list
+        # before. It is the one reader that must find finished averages: else it would scale a gradient that is being
+        # written, and each rank would decide by itself whether to skip the step.
+        if sys._getframe(1).f_code is _UNSCALE:
+            self._prepare_unscaling()
+        return self._inner.param_groups
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Exchange what is left to exchange, then step the wrapped optimizer.
@@ -88,29 +136,67 @@ class DistributedOptimizer(ComposedOptimizer):
 
         Returns:
             What the wrapped optimizer returns: None, or the loss of the first call of the closure.
+
+        Raises:
+            UsageError: gradients were changed while they travelled, or are no averages inside skip_synchronize().
+            MismatchError: parameters or options differ between ranks, or another rank drops this backward pass.
+            PeerLostError, TimeoutError: a rank died, left or did not come.
         """
         if self._closed:
-            raise rr.UsageError("A DistributedOptimizer does not step after close(); build a new one.")
+            raise UsageError("A DistributedOptimizer does not step after close(); build a new one.")
+        if self._deltas is not None:
+            return self._deltas.step(lambda: self._inner_step(closure))
         if self._exchange is None:
-            return self._inner.step() if closure is None else self._inner.step(closure)
+            return self._inner_step(closure)
+        if self._skips_synchronize and (closure is not None or not self._exchange.synchronized):
+            raise UsageError(
+                "Inside skip_synchronize() a step uses gradients that synchronize() has averaged: call synchronize() "
+                "before, and use no closure."
+            )
         if closure is None:
             self._exchange.synchronize()
-            result = self._inner.step()
+            result = self._inner_step(None)
         else:
-            if self._loss_reduction is None:
-                self._loss_reduction = LossReduction(self._reducer, self._op)
-            result = self._inner.step(self._loss_reduction.wrap(closure, self._exchange.synchronize))
+            losses = LossReduction(self._channel, self._op)
+            result = self._inner_step(losses.wrap(closure, self._exchange.synchronize))
         self._exchange.finish_step()
         return result
 
     def synchronize(self) -> None:
-        """Exchange gradients now, as `step()` would; it then will not do so again. A collective."""
+        """Exchange gradients now, as `step()` would; it then will not do so again. A collective. Not with Adasum."""
         if self._exchange is not None:
             self._exchange.synchronize()
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Return a context in which `step()` uses gradients as synchronize() left them; an error if it was not called.
+
+        Raises:
+            UsageError: with op=Adasum, which combines what step() does.
+        """
+        if self._deltas is not None:
+            raise UsageError("With op=Adasum there is nothing to skip: step() combines what the optimizer does.")
+        before, self._skips_synchronize = self._skips_synchronize, True
+        try:
+            yield
+        finally:
+            self._skips_synchronize = before
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Return a context in which backward passes accumulate on this rank only; the next one outside exchanges."""
         return nullcontext() if self._exchange is None else self._exchange.no_sync()
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Accumulate over another number of backward passes from now on; passes that were made count anew.
+
+        Raises:
+            UsageError: it is not positive, or gradients are on their way.
+        """
+        _check_passes(passes)
+        if self._exchange is not None:
+            self._exchange.reset()
+            self._exchange.passes = passes
+        self._passes = passes
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients, and finish with the other ranks an exchange that a backward pass has begun."""
@@ -118,27 +204,40 @@ class DistributedOptimizer(ComposedOptimizer):
             self._exchange.discard()
         self._inner.zero_grad(set_to_none)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state into the wrapped optimizer, the same one on all ranks, and count passes anew. Not a collective.
+
+        Raises:
+            UsageError: gradients are on their way.
+        """
+        if self._exchange is not None:
+            self._exchange.reset()
+        super().load_state_dict(state_dict)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer and to the exchange; its parameters get the name `added.<n>`.
 
         Raises:
-            ringred.UsageError: between a backward pass and the step that uses it.
+            UsageError: between a backward pass and the step that uses it.
         """
-        if self._exchange is not None and self._exchange.pending:
-            raise rr.UsageError("Parameter groups are not added between backward() and step(); call zero_grad() first.")
+        if self._exchange is not None:
+            self._exchange.reset()
         self._inner.add_param_group(param_group)
         parameters = [parameter for group in self._inner.param_groups for parameter in group["params"]]
         for parameter in parameters:
             self._names.setdefault(id(parameter), f"added.{len(self._names)}")
+        named = [(self._names[id(parameter)], parameter) for parameter in parameters]
+        _check_devices(named)
+        self._earlier_seconds = self.communication_seconds
         if self._exchange is not None:
-            self._earlier_seconds = self.communication_seconds
             self._exchange.close()
-            self._exchange = self._build_exchange([(self._names[id(parameter)], parameter) for parameter in parameters])
+        self._exchange, self._deltas = self._build(named)
 
     @property
     def communication_seconds(self) -> float:
         """Wall time in seconds that this rank has spent in exchanges so far, waiting for other ranks included."""
-        return self._earlier_seconds + (0.0 if self._exchange is None else self._exchange.communication_seconds)
+        exchange = self._exchange or self._deltas
+        return self._earlier_seconds + (0.0 if exchange is None else exchange.communication_seconds)
 
     def close(self) -> None:
         """Remove all hooks; the wrapped optimizer stays usable. Collecting the object does the same."""
@@ -146,12 +245,35 @@ class DistributedOptimizer(ComposedOptimizer):
             self._exchange.close()
         self._closed = True
 
-    def _build_exchange(self, named: list[NamedTensor]) -> GradientExchange | None:
-        for name, parameter in named:
-            if parameter.device.type != "cpu":
-                raise rr.UsageError(
-                    f"Parameters must be on the CPU; {name!r} is on {parameter.device}. This version has no GPU path."
-                )
-        if self._reducer.size == 1:
-            return None
-        return GradientExchange(named, self._reducer, self._op, self._passes)
+    def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
+        return self._inner.step() if closure is None else self._inner.step(closure)
+
+    def _prepare_unscaling(self) -> None:
+        if self._deltas is not None:
+            self._deltas.agree_on_overflow()
+        self.synchronize()
+
+    def _build(self, named: list[NamedTensor]) -> tuple[GradientExchange | None, DeltaExchange | None]:
+        if self._channel.size == 1:
+            return None, None
+        if self._op == Op.Adasum:
+            return None, DeltaExchange(named, self._channel, self._compression)
+        carrier = Carrier(self._channel, self._op, self._predivide_factor, self._compression)
+        groups = form_groups(named, self._groups)
+        return GradientExchange(named, groups, carrier, self._passes, self._sparse_as_dense), None
+
+
+_UNSCALE = torch.amp.GradScaler._unscale_grads_.__code__
+
+
+def _check_passes(passes: int) -> None:
+    if passes < 1:
+        raise UsageError(f"backward_passes_per_step must be at least 1, got {passes}.")
+
+
+def _check_devices(named: list[NamedTensor]) -> None:
+    for name, parameter in named:
+        if parameter.device.type != "cpu":
+            raise UsageError(
+                f"Parameters must be on the CPU; {name!r} is on {parameter.device}. This version has no GPU path."
+            )

@@ -23,6 +23,7 @@ TEST("defaults are what the table says") {
   CHECK_EQ(settings.timeout_seconds, 1800.0);
   CHECK_EQ(settings.algorithm, "auto");
   CHECK(settings.huge_pages);
+  CHECK_EQ(settings.fusion_bytes, std::size_t{64} << 20);
   CHECK(settings.one_shot_bytes >= 64 && settings.slot_bytes >= settings.one_shot_bytes);
 }
 
@@ -31,6 +32,7 @@ TEST("sizes count in 1024s") {
   CHECK_EQ(read_settings(with("RINGRED_SLOT_BYTES", "2M")).slot_bytes, std::size_t{2097152});
   CHECK_EQ(read_settings(with("RINGRED_ARENA_BYTES", "3G")).arena_bytes, std::size_t{3} << 30);
   CHECK_EQ(read_settings(with("RINGRED_SLOT_BYTES", "1030")).slot_bytes, std::size_t{1088});
+  CHECK_EQ(read_settings(with("RINGRED_FUSION_THRESHOLD", "0")).fusion_bytes, std::size_t{0});
 }
 
 TEST("what is wrong is named with the rule and the value") {

@@ -127,7 +127,7 @@ def start_ranks(
         settings: environment variables of all ranks.
         own: environment variables of single ranks.
     """
-    here = str(Path(__file__).parent)
+    here = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     opening = (
         "import os, signal, sys, time\nimport numpy as np\nimport ringred as rr\nimport meeting\nmeeting.install()\n"
     )

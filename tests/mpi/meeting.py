@@ -42,7 +42,9 @@ class FileBootstrap:
 def install() -> None:
     """Let rr.init() meet through files."""
 
-    def start(environment: Mapping[str, str], generation: int, timeout_seconds: float) -> FileBootstrap:
+    def start(
+        environment: Mapping[str, str], generation: int, timeout_seconds: float, comm: Any = None
+    ) -> FileBootstrap:
         return FileBootstrap(generation)
 
     bootstrap.start = start  # type: ignore[assignment]

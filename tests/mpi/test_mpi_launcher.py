@@ -157,6 +157,8 @@ def test_first_failure_is_the_cause_not_the_consequence() -> None:
     assert rank_records.first_failure([*others, cause]) == cause
     assert rank_records.first_failure(others) == others[0]
     assert rank_records.first_failure(others[2:]) is None
+    chain = "\nThe above exception was the direct cause of the following exception:\n\n"
+    assert record(0, 1.0, LOST + chain + VALUE).is_consequence
 
 
 def test_earliest_of_two_causes_is_the_first() -> None:
@@ -173,7 +175,11 @@ def test_last_traceback_keeps_its_chain_and_drops_what_is_before() -> None:
     assert shown.startswith(LOST.rstrip())
     assert shown.endswith("ValueError: no")
     assert rank_records.last_traceback("no\ntraceback\n") == "no\ntraceback"
-    assert rank_records.last_exception(text) == "ValueError: no"
+
+
+def test_fatal_signal_is_shown_from_its_first_line() -> None:
+    stacks = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x1 (most recent call first):\n  File x"
+    assert rank_records.last_traceback(VALUE + stacks) == stacks
 
 
 def test_only_unmapped_young_segments_are_removed(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import ringred as rr
+
+sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib pytest does not
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,7 @@ Array = Any
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 REALS = ["float16", "float32", "float64"]
 COMPLEXES = ["complex64", "complex128"]
-OPS = list(rr.Op)
+OPS = [op for op in rr.Op if op != rr.Adasum]
 DEFINED = [
     (dtype, op)
     for dtype in [*INTEGERS, *REALS, *COMPLEXES, "bool"]

@@ -12,43 +12,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from training_data import (
+    TwoBranches,
+    all_inputs,
+    assert_same_on_all_ranks,
+    backward,
+    inputs_of,
+    make_model,
+)
 
 import ringred as rr
 import ringred.torch as hvd
-
-SAMPLES_PER_RANK = 6
-
-
-def assert_same_on_all_ranks(tensors: list[torch.Tensor]) -> None:
-    """Fail on all ranks when one rank's bytes differ."""
-    flat = torch.cat([tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors])
-    lowest, highest = hvd.allreduce(flat, op=hvd.Min), hvd.allreduce(flat, op=hvd.Max)
-    assert int((lowest != highest).sum()) == 0
-
-
-def make_model(seed: int = 3) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2))
-
-
-def all_inputs(step: int = 0) -> torch.Tensor:
-    """The global batch (sample, 5), equal on all ranks."""
-    return torch.randn(SAMPLES_PER_RANK * hvd.size(), 5, generator=torch.Generator().manual_seed(step))
-
-
-def inputs_of(rank: int, step: int = 0) -> torch.Tensor:
-    return all_inputs(step)[rank * SAMPLES_PER_RANK : (rank + 1) * SAMPLES_PER_RANK]
-
-
-def backward(model: nn.Module, inputs: torch.Tensor) -> None:
-    model(inputs).square().mean().backward()
-
-
-def gradients_of_rank(model: nn.Module, rank: int) -> list[torch.Tensor]:
-    replica = copy.deepcopy(model)
-    replica.zero_grad()
-    backward(replica, inputs_of(rank))
-    return [parameter.grad for parameter in replica.parameters() if parameter.grad is not None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -112,7 +86,7 @@ def test_training_equals_a_single_process_on_the_global_batch(kind: str, set_to_
     assert (hvd.size() == 1) == (optimizer.communication_seconds == 0.0)
 
 
-def test_many_buckets_and_layers_wider_than_a_bucket() -> None:
+def test_large_and_small_gradients() -> None:
     """Parameters of 4 MiB and many small ones; powers of two as values, so that sums are exact."""
     sizes = [1 << 20, 3, 70_001, 1, 150_000, 200_003, 17]
     parameters = [nn.Parameter(torch.zeros(length)) for length in sizes]
@@ -129,19 +103,6 @@ def test_many_buckets_and_layers_wider_than_a_bucket() -> None:
             assert parameter.grad is not None
             assert torch.equal(parameter.grad, torch.full_like(parameter, (index + 1) * total))
         optimizer.step()
-
-
-class TwoBranches(nn.Module):
-    """A forward pass uses one branch only; `never` is not used by anyone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)])
-        self.never = nn.Linear(2, 1, bias=False)
-
-    def forward(self, inputs: torch.Tensor, branch: int) -> torch.Tensor:
-        result: torch.Tensor = self.branches[branch](inputs)
-        return result
 
 
 def test_parameter_that_some_ranks_do_not_use() -> None:
@@ -220,116 +181,43 @@ def test_ranks_with_different_models_get_an_error_and_go_on() -> None:
     parameters = [nn.Parameter(torch.ones(3))]
     name = "odd" if hvd.rank() == hvd.size() - 1 else "even"
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=0.5), [(name, parameters[0])])
-    with pytest.raises(rr.MismatchError):
-        parameters[0].sum().backward()
+    parameters[0].sum().backward()
+    with pytest.raises(rr.MismatchError, match=r"'even' of shape \(3,\), torch.float32 on rank 0.*'odd'"):
+        optimizer.step()
     total = hvd.allreduce(torch.ones(1), op=hvd.Sum)
     assert total.item() == hvd.size()
     optimizer.close()
 
 
-# broadcast_parameters
-
-
-def tensors_of(rank: int) -> dict[str, torch.Tensor]:
-    """A state_dict with everything that a model may hold, with values that tell the rank."""
-    value = rank + 1
-    return {
-        "float": torch.full((3, 4), float(value)),
-        "half": torch.full((5,), value, dtype=torch.float16),
-        "bfloat": torch.full((5,), value, dtype=torch.bfloat16),
-        "double": torch.full((2, 2), value, dtype=torch.float64),
-        "flags": torch.tensor([True, rank == 0, rank != 0]),
-        "count": torch.tensor(value),
-        "scalar": torch.tensor(float(value)),
-        "transposed": torch.arange(12.0).view(3, 4).t() * value,
-        "strided": (torch.arange(10) * value)[::2],
-        "complex": torch.full((2,), complex(value, -value), dtype=torch.complex64),
-        "conjugate": torch.full((2,), complex(value, -value), dtype=torch.complex64).conj(),
-        "nothing": torch.empty(0, 3),
-        "large": torch.full((600_001,), float(value)),
-        "large transposed": (torch.arange(600_000.0).view(600, 1000) + value).t(),
-    }
-
-
-@pytest.mark.parametrize("as_pairs", [False, True])
-def test_broadcast_parameters(as_pairs: bool) -> None:
-    for root_rank in {0, hvd.size() - 1}:
-        own, expected = tensors_of(hvd.rank()), tensors_of(root_rank)
-        hvd.broadcast_parameters(iter(own.items()) if as_pairs else own, root_rank=root_rank)
-        for name, tensor in own.items():
-            assert tensor.stride() == expected[name].stride()
-            assert torch.equal(tensor, expected[name]), name
-
-
-def test_broadcast_reaches_parameters_and_buffers_of_a_model() -> None:
-    torch.manual_seed(hvd.rank())
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model(torch.randn(2, 1, 5, 5))
-    hvd.broadcast_parameters(model.state_dict())
-    assert_same_on_all_ranks(list(model.state_dict().values()))
-    hvd.broadcast_parameters(model.named_parameters())
-    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("bad", [3, torch.ones(3), "text", [torch.ones(1)], {"a": 1.0}, [("a", None)], None])
-def test_broadcast_parameters_refuses(bad: object) -> None:
-    with pytest.raises(ValueError, match="name"):
-        hvd.broadcast_parameters(bad)  # type: ignore[arg-type]
-
-
-def test_broadcast_of_different_models_is_an_error_everywhere() -> None:
-    if hvd.size() == 1:
-        pytest.skip("needs two ranks")
-    shape = (2, 3) if hvd.rank() == 0 else (3, 2)
-    tensor = torch.full(shape, float(hvd.rank()))
-    with pytest.raises(rr.MismatchError):
-        hvd.broadcast_parameters({"weight": tensor})
-    assert torch.equal(tensor, torch.full(shape, float(hvd.rank())))
-    hvd.barrier()
-
-
-# Tensors in the arena
-
-
-ARENA_DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
-
-
-@pytest.mark.parametrize("dtype", ARENA_DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (7, 3), (2, 0, 3)], ids=str)
-def test_empty_is_zeroed_and_reduces_in_place(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    tensor = hvd.empty(*shape, dtype=dtype)
-    assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
-    assert not tensor.any()
-    tensor.fill_(hvd.rank() + 1)
-    hvd.allreduce_(tensor, op=hvd.Sum)
-    assert torch.equal(tensor, torch.full(shape, hvd.size() * (hvd.size() + 1) // 2, dtype=dtype))
-
-
-def test_empty_takes_a_shape_too_and_checks_it() -> None:
-    assert hvd.empty((2, 3)).shape == hvd.empty(torch.Size([2, 3])).shape == (2, 3)
-    assert hvd.empty(4, dtype=torch.bool).dtype == torch.bool
-    assert hvd.empty(4, dtype=torch.complex128).shape == (4,)
-    with pytest.raises(rr.UsageError, match="at least 0"):
-        hvd.empty(2, -1)
-
-
-def test_a_view_keeps_its_memory() -> None:
-    view = hvd.empty(1000)[10:20]
-    view.fill_(3.0)
-    others = [hvd.empty(1000) for _ in range(4)]
-    for other in others:
-        other.fill_(1.0)
-    assert torch.equal(view, torch.full((10,), 3.0))
-
-
-def test_a_rank_that_drops_a_step_is_a_mismatch() -> None:
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_a_rank_that_drops_a_step_is_a_mismatch(steps_before: int) -> None:
     """Its zero_grad() must not pair with the step of the others: the models would part without a word."""
     if hvd.size() == 1:
         pytest.skip("needs two ranks")
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(steps_before):
+        model(torch.ones(3, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
     model(torch.ones(3, 4)).sum().backward()
-    with pytest.raises(rr.MismatchError, match=r"flags, step.*flags, dropped|flags, dropped.*flags, step"):
+    with pytest.raises(rr.MismatchError, match=r"rank\(s\) 1.* called step\(\).*rank\(s\) 0 called zero_grad"):
         optimizer.zero_grad() if hvd.rank() == 0 else optimizer.step()
     optimizer.close()
+
+
+def test_join_with_uneven_data() -> None:
+    """Rank r has r batches more than rank 0; those that have joined count as zeros in the averages."""
+    size = hvd.size()
+    model = nn.Linear(1, 1, bias=False).double()
+    model.weight.data.zero_()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0))
+    for batch in range(hvd.rank() + 1):
+        optimizer.zero_grad()
+        model(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        torch.testing.assert_close(model.weight.grad, torch.full((1, 1), (size - batch) / size, dtype=torch.float64))
+    hvd.join()
+    hvd.broadcast_parameters(model.state_dict(), root_rank=size - 1)
+    assert_same_on_all_ranks(list(model.parameters()))

@@ -10,45 +10,83 @@ import copy
 import gc
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 import ringred as rr
-from ringred.torch.buckets import build_buckets, lay_out
+from ringred.torch.compression import Compression
+from ringred.torch.groups import form_groups
 from ringred.torch.names import name_parameters
 from ringred.torch.optimizer import DistributedOptimizer
 
 
+class Done:
+    """What the stand-in has already done."""
+
+    def __init__(self, result: object = None) -> None:
+        self.result = result
+
+    def wait(self) -> object:
+        return self.result
+
+
 class Echo:
-    """A reducer whose other ranks hold what this one holds, plus `others[kind]` for messages of that kind."""
+    """A channel whose other ranks hold what this one holds, unless the functions below say something else.
+
+    `calls` lists what was sent, `after` what is done when somebody waits: until then nothing has come back.
+    """
+
+    rank = 0
 
     def __init__(self, size: int = 4) -> None:
         self.size = size
+        self.ranks = range(size)
         self.calls: list[str] = []
-        self.tags: list[str] = []
+        self.options: list[tuple[float, float, str]] = []
         self.flags_of_others: Callable[[torch.Tensor], torch.Tensor] = lambda flags: flags
         self.gradients_of_others: Callable[[torch.Tensor], torch.Tensor] = lambda gradients: gradients
+        self.layout_of_others: Callable[[object], object] = lambda layout: layout
+        self.intent_of_others: int | None = None
 
-    def empty(self, length: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(length, dtype=dtype)
-
-    def plan(self, tensor: torch.Tensor, op: object, tag: str) -> Callable[[], object]:
-        self.tags.append(tag)
-        short = tag.split(" (")[0]
-
-        def reduce() -> None:
-            self.calls.append(short)
-            if op == rr.Max:
-                tensor.copy_(torch.maximum(tensor, self.flags_of_others(tensor)))
-                return
-            others = self.gradients_of_others(tensor) if short.startswith("gradient") else tensor
+    def allreduce_(
+        self,
+        tensors: Sequence[torch.Tensor],
+        op: object,
+        name: str,
+        prescale_factor: float = 1.0,
+        postscale_factor: float = 1.0,
+        wire: str = "",
+    ) -> Done:
+        self.calls.append(name)
+        if name == "flags":
+            self._exchange_flags(tensors[0])
+            return Done()
+        if op == rr.Max or op == rr.Adasum:
+            return Done()
+        self.options.append((prescale_factor, postscale_factor, wire))
+        for tensor in tensors:
+            assert tensor.is_contiguous() and not tensor.requires_grad
+            others = self.gradients_of_others(tensor) if name.startswith("gradient") else tensor
             total = tensor + (self.size - 1) * others
-            tensor.copy_(total / self.size if op == rr.Average else total)
+            tensor.data.copy_(total / self.size if op == rr.Average else total)  # leaves no trace in the version
+        return Done()
 
-        return reduce
+    def _exchange_flags(self, flags: torch.Tensor) -> None:
+        own, intents = flags[: -self.size], flags[-self.size :]
+        own.copy_(torch.maximum(own, self.flags_of_others(own)))
+        intents[1:] = intents[0] if self.intent_of_others is None else self.intent_of_others
+
+    def sparse_allreduce(self, tensor: torch.Tensor, op: object, name: str) -> Done:
+        self.calls.append(f"sparse {name}")
+        return Done((tensor if op == rr.Average else tensor * self.size).coalesce())
+
+    def share(self, value: object, name: str) -> list[object]:
+        self.calls.append("layout")
+        return [value, *[self.layout_of_others(value)] * (self.size - 1)]
 
 
 def two_layers(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -56,9 +94,9 @@ def two_layers(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
 
 
-def wrapped_sgd(model: nn.Module, reducer: Echo, **options: object) -> DistributedOptimizer:
+def wrapped_sgd(model: nn.Module, channel: Echo, **options: object) -> DistributedOptimizer:
     inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return DistributedOptimizer(inner, model.named_parameters(), reducer=reducer, **options)  # type: ignore[arg-type]
+    return DistributedOptimizer(inner, model.named_parameters(), channel=channel, **options)  # type: ignore[arg-type]
 
 
 INPUTS = torch.arange(15, dtype=torch.float64).view(5, 3) / 10
@@ -78,35 +116,6 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
 
 
-# Layout
-
-
-def test_layout_groups_by_dtype_and_bytes_and_orders_by_last_tensor() -> None:
-    tensors = [torch.zeros(4), torch.zeros(2, dtype=torch.float64), torch.zeros(4), torch.zeros(1), torch.zeros(100)]
-    assert lay_out(tensors, 32) == [[1], [0, 2], [3], [4]]
-    assert lay_out(tensors, 1 << 20) == [[1], [0, 2, 3, 4]]
-    assert lay_out([], 32) == []
-
-
-def test_buckets_hold_parameters_in_reverse_order_and_tags_tell_layouts_apart() -> None:
-    reducer = Echo()
-    named = list(two_layers().named_parameters())
-    buckets = build_buckets(named, reducer, rr.Average, limit_bytes=40)
-    assert [[slot.name for slot in bucket.slots] for bucket in buckets] == [
-        ["2.bias", "2.weight"],
-        ["0.bias"],
-        ["0.weight"],
-    ]
-    assert [tag.split(" (")[0] for tag in reducer.tags] == [
-        "gradient bucket 0",
-        "gradient bucket 1",
-        "gradient bucket 2",
-    ]
-    first_tags, reducer.tags = reducer.tags, []
-    build_buckets([("other" + name, parameter) for name, parameter in named], reducer, rr.Average, limit_bytes=40)
-    assert all(a != b for a, b in zip(first_tags, reducer.tags, strict=True))
-
-
 # Rounds
 
 
@@ -121,26 +130,58 @@ def test_step_matches_the_plain_optimizer() -> None:
     assert same(plain, model)
 
 
-def test_buckets_are_reduced_in_backward_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_buckets, "__defaults__", (40,))
-    reducer, model = Echo(), two_layers()
-    optimizer = wrapped_sgd(model, reducer)
-    exchange = optimizer._exchange
-    assert exchange is not None
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    # Slots in order: 2.bias and 2.weight (bucket 0), 0.bias (1), 0.weight (2).
-    seen = []
-    for index in (3, 2, 1, 0):
-        exchange.arrive(index)
-        seen.append(len(reducer.calls))
-    assert seen == [0, 0, 0, 3]
+ROUND = ["gradient.2.bias", "gradient.2.weight", "gradient.0.bias", "gradient.0.weight", "flags"]
+
+
+def first_round(model: nn.Module, optimizer: DistributedOptimizer, channel: Echo) -> None:
+    """Get the round over with in which ranks compare layouts; the later ones send during backward."""
+    backward(model)
+    optimizer.synchronize()
+    optimizer.zero_grad()
+    assert "layout" in channel.calls
+    channel.calls.clear()
+
+
+def test_gradients_are_sent_during_backward_once_layouts_are_known_to_agree() -> None:
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
+    backward(model)
+    assert channel.calls == []
     optimizer.step()
-    assert reducer.calls == ["gradient bucket 0", "gradient bucket 1", "gradient bucket 2", "gradient flags, step"]
-    reducer.calls.clear()
+    assert channel.calls[:2] == ["layout", "flags"] and sorted(channel.calls[2:]) == sorted(ROUND[:-1])
+    channel.calls.clear()
     optimizer.zero_grad()
     backward(model)
-    assert reducer.calls == ["gradient bucket 0", "gradient bucket 1", "gradient bucket 2"]
+    assert sorted(channel.calls) == sorted(ROUND[:-1])
+    optimizer.step()
+    assert channel.calls[4:] == ["flags"]
+
+
+def test_a_group_is_sent_when_its_last_gradient_is_there() -> None:
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel, groups=[[model[0].bias, model[2].weight]])
+    first_round(model, optimizer, channel)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    exchange = optimizer._exchange
+    assert exchange is not None
+    sent = []
+    for index in (2, 3, 1, 0):  # by the order of the parameters: 0.weight, 0.bias, 2.weight, 2.bias
+        exchange.arrive(index)
+        sent.append(list(channel.calls))
+        channel.calls.clear()
+    assert sent == [[], ["gradient.2.bias"], ["gradients.0.0.bias"], ["gradient.0.weight"]]
+    optimizer.step()
+    assert channel.calls == ["flags"]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 100])
+def test_number_of_groups(groups: int) -> None:
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel, groups=groups)
+    first_round(model, optimizer, channel)
+    backward(model)
+    assert len(channel.calls) == min(groups, 4)
 
 
 @pytest.mark.parametrize(("op_name", "factor"), [("Average", 1.0), ("Sum", 4.0)])
@@ -156,23 +197,27 @@ def test_ops(op_name: str, factor: float) -> None:
 
 
 def test_synchronize_then_step_exchanges_once() -> None:
-    reducer, model = Echo(), two_layers()
-    optimizer = wrapped_sgd(model, reducer)
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
+    first_round(model, optimizer, channel)
     backward(model)
     optimizer.synchronize()
     optimizer.synchronize()
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     clipped = gradients(model)
     optimizer.step()
-    assert reducer.calls == ["gradient bucket 0", "gradient flags, step"]
+    assert channel.calls == ROUND
     assert all(torch.equal(a, b) for a, b in zip(clipped, gradients(model), strict=True))  # type: ignore[arg-type]
     optimizer.step()
-    assert reducer.calls == ["gradient bucket 0", "gradient flags, step"] * 2
+    assert channel.calls[5] == "flags" and sorted(channel.calls[5:]) == sorted(ROUND)
 
 
-def test_clipping_before_synchronize_is_an_error() -> None:
-    model = two_layers()
-    optimizer = wrapped_sgd(model, Echo())
+@pytest.mark.parametrize("in_first_round", [True, False])
+def test_clipping_before_synchronize_is_an_error(in_first_round: bool) -> None:
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
+    if not in_first_round:
+        first_round(model, optimizer, channel)
     backward(model)
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     with pytest.raises(rr.UsageError, match=r"synchronize\(\) before you clip"):
@@ -183,8 +228,9 @@ def test_clipping_before_synchronize_is_an_error() -> None:
 
 
 def test_replaced_gradient_is_an_error() -> None:
-    model = two_layers()
-    optimizer = wrapped_sgd(model, Echo())
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
+    first_round(model, optimizer, channel)
     backward(model)
     model[0].bias.grad = torch.zeros_like(model[0].bias)
     with pytest.raises(rr.UsageError, match=r"0\.bias"):
@@ -202,11 +248,11 @@ def test_unused_parameter_stays_none_when_no_rank_used_it() -> None:
 
 
 def test_parameter_unused_here_gets_the_average_of_the_others() -> None:
-    model, reducer = two_layers(), Echo(size=4)
+    model, channel = two_layers(), Echo(size=4)
     model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
-    optimizer = wrapped_sgd(model, reducer)
-    reducer.flags_of_others = torch.ones_like
-    reducer.gradients_of_others = torch.ones_like
+    optimizer = wrapped_sgd(model, channel)
+    channel.flags_of_others = torch.ones_like
+    channel.gradients_of_others = torch.ones_like
     for _ in range(2):  # nothing of the first round may be left in the buffer
         optimizer.zero_grad()
         backward(model)
@@ -217,45 +263,144 @@ def test_parameter_unused_here_gets_the_average_of_the_others() -> None:
 def test_gradients_of_any_memory_format_keep_it() -> None:
     torch.manual_seed(0)
     model = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), reducer=Echo())
+    optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), channel=Echo())
     model(torch.ones(1, 2, 5, 5)).sum().backward()
     own = model.weight.grad.clone()  # type: ignore[union-attr]
     optimizer.step()
     assert torch.equal(model.weight.grad, own)  # type: ignore[arg-type]
 
 
-def test_mixed_dtypes_travel_in_buckets_of_their_own() -> None:
-    reducer = Echo()
-    parameters = [
-        nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16, torch.complex64)
-    ]
-    optimizer = DistributedOptimizer(torch.optim.SGD(parameters, lr=0.1), reducer=reducer)
-    sum((parameter.abs().float() * 2).sum() for parameter in parameters).backward()  # type: ignore[union-attr]
-    optimizer.step()
-    assert [name for name in reducer.calls if "bucket" in name] == [f"gradient bucket {k}" for k in range(3)]
+def test_compression_options() -> None:
+    for compression, wire in ((Compression.none, ""), (Compression.fp16, "float16"), (Compression.bf16, "bfloat16")):
+        channel, model = Echo(), two_layers()
+        optimizer = wrapped_sgd(model, channel, compression=compression, gradient_predivide_factor=4.0)
+        backward(model)
+        optimizer.step()
+        assert set(channel.options) == {(0.25, 4.0, wire)}
+
+
+class Halving:
+    """A compressor of the user's, an object, not a class: float32, in the opposite order, scaled."""
+
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, float]:
+        return (tensor / 2).float().reshape(-1).flip(0), 2.0
+
+    def decompress(self, tensor: torch.Tensor, ctx: float) -> torch.Tensor:
+        return tensor.flip(0).double() * ctx
+
+
+def test_compressor_of_the_users() -> None:
+    channel, model = Echo(), two_layers()
+
+    class Shaped(Halving):
+        def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, object]:  # type: ignore[override]
+            message, factor = super().compress(tensor)
+            return message, (factor, tensor.shape)
+
+        def decompress(self, tensor: torch.Tensor, ctx: object) -> torch.Tensor:
+            factor, shape = ctx  # type: ignore[misc]
+            return super().decompress(tensor, factor).view(shape)
+
+    optimizer = wrapped_sgd(model, channel, compression=Shaped())
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward(model)
+        own = gradients(model)
+        optimizer.synchronize()
+        for before, after in zip(own, gradients(model), strict=True):
+            torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+            assert after is not None and after.dtype == torch.float64
+
+
+def embedding() -> tuple[nn.Embedding, DistributedOptimizer, Echo]:
+    torch.manual_seed(0)
+    model, channel = nn.Embedding(5, 2, sparse=True), Echo(size=4)
+    return model, DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.5), op=rr.Sum, channel=channel), channel
+
+
+def test_sparse_gradients_travel_sparse() -> None:
+    model, optimizer, channel = embedding()
+    for _ in range(2):
+        optimizer.zero_grad()
+        channel.calls.clear()
+        model(torch.tensor([1, 1, 3])).sum().backward()
+        optimizer.synchronize()
+        assert "sparse gradient.parameter.0.0" in channel.calls and "gradient.parameter.0.0" not in channel.calls
+        expected = torch.zeros(5, 2).index_fill_(0, torch.tensor([1]), 8.0).index_fill_(0, torch.tensor([3]), 4.0)
+        assert model.weight.grad is not None and model.weight.grad.is_sparse
+        assert torch.equal(model.weight.grad.to_dense(), expected)
+    optimizer.zero_grad()
+    channel.flags_of_others = lambda flags: torch.full_like(flags, 2)
+    optimizer.step()  # this rank has none, another one has a sparse one
+    assert model.weight.grad is not None and model.weight.grad._nnz() == 0
+
+
+def test_sparse_as_dense() -> None:
+    model, channel = nn.Embedding(5, 2, sparse=True), Echo(size=4)
+    inner = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = DistributedOptimizer(inner, op=rr.Sum, sparse_as_dense=True, channel=channel)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.tensor([1, 1, 3])).sum().backward()
+        optimizer.synchronize()
+        assert model.weight.grad is not None and model.weight.grad.layout == torch.strided
+        assert model.weight.grad.sum(1).tolist() == [0.0, 16.0, 0.0, 8.0, 0.0]
+    assert not any(call.startswith("sparse") for call in channel.calls)
+
+
+def test_frozen_and_thawed_parameters() -> None:
+    channel, plain, model = Echo(), two_layers(), two_layers()
+    for net in (plain, model):
+        net[0].requires_grad_(False)
+    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1), wrapped_sgd(model, channel)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    for step in range(6):
+        for net, opt in ((plain, optimizer), (model, distributed)):
+            net[0].requires_grad_(step in (2, 3))
+            net[2].requires_grad_(step != 3)
+            opt.zero_grad()
+            backward(net)
+            opt.step()
+        trained = {
+            1: ["2.bias", "2.weight"],
+            2: ["0.bias", "0.weight", "2.bias", "2.weight"],
+            3: ["0.bias", "0.weight"],
+        }
+        if step in trained:
+            assert sorted(channel.calls[:-1]) == [f"gradient.{name}" for name in trained[step]]
+        channel.calls.clear()
+    assert same(plain, model)
 
 
 # Several backward passes
 
 
 def test_second_backward_is_an_error_and_zero_grad_recovers() -> None:
-    reducer, model = Echo(), two_layers()
-    optimizer = wrapped_sgd(model, reducer)
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
     backward(model)
     with pytest.raises(rr.UsageError, match="backward_passes_per_step"):
         backward(model)
     optimizer.zero_grad()
-    assert reducer.calls == ["gradient bucket 0", "gradient flags, dropped"]
+    assert channel.calls == ["layout", "flags"]
+    for parameter in model.parameters():
+        assert parameter.grad is None
+    channel.calls.clear()
+    backward(model)
+    with pytest.raises(rr.UsageError, match="backward_passes_per_step"):
+        backward(model)
+    optimizer.zero_grad()
+    assert channel.calls[-1] == "flags" and sorted(channel.calls) == sorted(ROUND)
     backward(model)
     optimizer.step()
 
 
 @pytest.mark.parametrize("passes", [2, 3])
 def test_accumulation_over_passes(passes: int) -> None:
-    reducer, plain, model = Echo(), two_layers(), two_layers()
+    channel, plain, model = Echo(), two_layers(), two_layers()
     optimizer, distributed = (
         torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9),
-        wrapped_sgd(model, reducer, backward_passes_per_step=passes),
+        wrapped_sgd(model, channel, backward_passes_per_step=passes),
     )
     for count in (passes, passes, passes - 1):  # the last step has a pass less, as the end of an epoch may
         for net, opt in ((plain, optimizer), (model, distributed)):
@@ -264,7 +409,7 @@ def test_accumulation_over_passes(passes: int) -> None:
                 backward(net)
             opt.step()
     assert same(plain, model)
-    assert reducer.calls == ["gradient bucket 0", "gradient flags, step"] * 3
+    assert sorted(channel.calls[1:]) == sorted(ROUND * 3)
     distributed.zero_grad()
     for _ in range(passes):
         backward(model)
@@ -273,13 +418,12 @@ def test_accumulation_over_passes(passes: int) -> None:
 
 
 def test_no_sync_accumulates_here_and_the_next_pass_exchanges() -> None:
-    reducer, plain, model = Echo(), two_layers(), two_layers()
-    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrapped_sgd(model, reducer)
+    channel, plain, model = Echo(), two_layers(), two_layers()
+    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrapped_sgd(model, channel)
     with distributed.no_sync():
         backward(model)
-    assert reducer.calls == []
     backward(model)
-    assert reducer.calls == ["gradient bucket 0"]
+    assert channel.calls == []
     with pytest.raises(rr.UsageError), distributed.no_sync():
         backward(model)
     distributed.zero_grad()
@@ -294,8 +438,8 @@ def test_no_sync_accumulates_here_and_the_next_pass_exchanges() -> None:
 
 
 def test_backward_after_synchronize_is_right_for_average_and_refused_for_sum() -> None:
-    reducer, model = Echo(), two_layers()
-    optimizer = wrapped_sgd(model, reducer)
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
     backward(model)
     once = gradients(model)
     optimizer.synchronize()
@@ -314,8 +458,8 @@ def test_backward_after_synchronize_is_right_for_average_and_refused_for_sum() -
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad(set_to_none: bool) -> None:
-    reducer, plain, model = Echo(), two_layers(), two_layers()
-    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrapped_sgd(model, reducer)
+    channel, plain, model = Echo(), two_layers(), two_layers()
+    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrapped_sgd(model, channel)
     for _ in range(3):
         for net, opt in ((plain, optimizer), (model, distributed)):
             backward(net)
@@ -325,16 +469,42 @@ def test_zero_grad(set_to_none: bool) -> None:
     assert all((gradient is None) == set_to_none for gradient in gradients(model))
 
 
-def test_zero_grad_drops_a_pass_and_finishes_the_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_buckets, "__defaults__", (40,))
-    reducer, model = Echo(), two_layers()
-    optimizer = wrapped_sgd(model, reducer)
+def test_zero_grad_drops_a_pass_and_finishes_the_exchange() -> None:
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel)
     optimizer.zero_grad()
-    assert reducer.calls == []
-    model[2](torch.ones(1, 4, dtype=torch.float64)).sum().backward()  # reaches the first bucket only
-    assert reducer.calls == ["gradient bucket 0"]
+    assert channel.calls == []
+    first_round(model, optimizer, channel)
+    model[2](torch.ones(1, 4, dtype=torch.float64)).sum().backward()  # reaches the last layer only
+    assert sorted(channel.calls) == ["gradient.2.bias", "gradient.2.weight"]
+    channel.calls.clear()
+    channel.flags_of_others = lambda flags: torch.ones_like(flags)  # another rank got further
     optimizer.zero_grad()
-    assert reducer.calls == [f"gradient bucket {k}" for k in range(3)] + ["gradient flags, dropped"]
+    assert channel.calls == ["flags", "gradient.0.weight", "gradient.0.bias"]
+
+
+def test_a_rank_that_drops_what_others_step_on_is_told_of() -> None:
+    channel, model = Echo(size=3), two_layers()
+    optimizer = wrapped_sgd(model, channel)
+    backward(model)
+    channel.intent_of_others = 2
+    with pytest.raises(rr.MismatchError, match=r"rank\(s\) 0 called step\(\).*rank\(s\) 1, 2 called zero_grad"):
+        optimizer.step()
+    channel.intent_of_others = None
+    optimizer.zero_grad()
+    backward(model)
+    optimizer.step()
+
+
+def test_different_layouts_are_told_of() -> None:
+    channel, model = Echo(size=3), two_layers()
+    channel.layout_of_others = lambda layout: "other" if isinstance(layout, str) else layout[:1]  # type: ignore[index]
+    optimizer = wrapped_sgd(model, channel)
+    backward(model)
+    with pytest.raises(
+        rr.MismatchError, match=r"entry 1 is '0.bias' of shape \(4,\), torch.float64 on rank 0; none on"
+    ):
+        optimizer.step()
 
 
 # Closures, schedulers, state
@@ -344,7 +514,7 @@ def test_zero_grad_drops_a_pass_and_finishes_the_exchange(monkeypatch: pytest.Mo
 def test_lbfgs_closure(line_search: str | None) -> None:
     plain, model = two_layers(), two_layers()
     inner = torch.optim.LBFGS(model.parameters(), max_iter=5, line_search_fn=line_search)
-    distributed = DistributedOptimizer(inner, reducer=Echo())
+    distributed = DistributedOptimizer(inner, channel=Echo())
     optimizer = torch.optim.LBFGS(plain.parameters(), max_iter=5, line_search_fn=line_search)
     losses = []
     for net, opt in ((plain, optimizer), (model, distributed)):
@@ -420,7 +590,7 @@ def test_state_dict_round_trip() -> None:
 def test_composed_face() -> None:
     model = two_layers()
     inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = DistributedOptimizer(inner, reducer=Echo())
+    optimizer = DistributedOptimizer(inner, channel=Echo())
     assert optimizer.param_groups is inner.param_groups
     assert optimizer.defaults is inner.defaults
     assert "SGD" in repr(optimizer)
@@ -435,29 +605,114 @@ def test_composed_face() -> None:
         _ = optimizer.no_such_attribute
 
 
-def test_step_hooks_and_grad_scaler() -> None:
-    model = two_layers(torch.float32)
-    optimizer = wrapped_sgd(model, Echo())
+@pytest.mark.parametrize("manner", ["plain", "unscale", "synchronize", "skip_synchronize"])
+def test_step_hooks_and_grad_scaler(manner: str) -> None:
+    channel, model = Echo(), two_layers(torch.float32)
+    optimizer = wrapped_sgd(model, channel)
+    plain = two_layers(torch.float32)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
     steps = []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler, other = (torch.amp.GradScaler("cpu", init_scale=8.0) for _ in range(2))
     for poison in (1.0, float("inf"), 1.0):
-        optimizer.zero_grad()
-        scaler.scale(model(INPUTS.float()).sum() * poison).backward()
-        optimizer.synchronize()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        scaler.step(optimizer)
-        scaler.update()
-    assert len(steps) == 2
+        for net, opt, scale in ((plain, reference, other), (model, optimizer, scaler)):
+            opt.zero_grad()
+            scale.scale(net(INPUTS.float()).sum() * poison).backward()  # type: ignore[no-untyped-call]
+            if manner.endswith("synchronize") and opt is optimizer:
+                optimizer.synchronize()
+            if manner != "plain":
+                scale.unscale_(opt)
+                nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            with optimizer.skip_synchronize() if manner == "skip_synchronize" else nullcontext():
+                scale.step(opt)
+            scale.update()
+    assert len(steps) == 2 and channel.calls.count("flags") == 3
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert same(plain, model)
+
+
+def test_other_ranks_overflow_is_everybodys() -> None:
+    channel, model = Echo(), two_layers(torch.float32)
+    optimizer = wrapped_sgd(model, channel)
+    before = copy.deepcopy(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    channel.gradients_of_others = lambda gradients: torch.full_like(gradients, float("inf"))
+    scaler.scale(model(INPUTS.float()).sum()).backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 4.0 and same(before, model)
+
+
+def test_skip_synchronize_wants_averages() -> None:
+    model = two_layers()
+    optimizer = wrapped_sgd(model, Echo())
+    backward(model)
+    with pytest.raises(rr.UsageError, match="call synchronize"), optimizer.skip_synchronize():
+        optimizer.step()
+    optimizer.synchronize()
+    with optimizer.skip_synchronize():
+        optimizer.step()
+
+
+def test_fused_optimizer_inside_is_unscaled() -> None:
+    plain, model = two_layers(torch.float32), two_layers(torch.float32)
+    reference = torch.optim.Adam(plain.parameters(), fused=True)
+    optimizer = DistributedOptimizer(torch.optim.Adam(model.parameters(), fused=True), channel=Echo())
+    for net, opt in ((plain, reference), (model, optimizer)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(net(INPUTS.float()).sum()).backward()  # type: ignore[no-untyped-call]
+        scaler.step(opt)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_passes_are_counted_anew_after_loading_and_setting() -> None:
+    channel, model = Echo(), two_layers()
+    optimizer = wrapped_sgd(model, channel, backward_passes_per_step=2)
+    first_round(model, optimizer, channel)
+    backward(model)
+    optimizer.load_state_dict(optimizer.state_dict())
+    backward(model)
+    assert channel.calls == []
+    backward(model)
+    assert len(channel.calls) == 4
+    for action in (
+        lambda: optimizer.load_state_dict(optimizer.state_dict()),
+        lambda: optimizer.set_backward_passes_per_step(1),
+    ):
+        with pytest.raises(rr.UsageError, match="on their way"):
+            action()
+    optimizer.zero_grad()
+    optimizer.set_backward_passes_per_step(1)
+    channel.calls.clear()
+    backward(model)
+    assert len(channel.calls) == 4
+    with pytest.raises(ValueError, match="at least 1"):
+        optimizer.set_backward_passes_per_step(0)
+
+
+def test_adasum_combines_steps() -> None:
+    channel, plain, model = Echo(), two_layers(), two_layers()
+    optimizer = torch.optim.Adam(plain.parameters())
+    distributed = DistributedOptimizer(torch.optim.Adam(model.parameters()), op=rr.Adasum, channel=channel)
+    for net, opt in ((plain, optimizer), (model, distributed)):
+        for _ in range(2):
+            opt.zero_grad()
+            backward(net)
+            opt.step()
+    assert channel.calls == ["layout", "deltas", "deltas"]
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    distributed.synchronize()
+    with pytest.raises(rr.UsageError, match="nothing to skip"), distributed.skip_synchronize():
+        pass
 
 
 def test_added_group_takes_part() -> None:
-    reducer, model = Echo(size=4), two_layers()
-    optimizer = DistributedOptimizer(torch.optim.SGD(model[0].parameters(), lr=0.1), op=rr.Sum, reducer=reducer)
+    channel, model = Echo(size=4), two_layers()
+    optimizer = DistributedOptimizer(torch.optim.SGD(model[0].parameters(), lr=0.1), op=rr.Sum, channel=channel)
     backward(model)
-    with pytest.raises(rr.UsageError, match="between"):
+    with pytest.raises(rr.UsageError, match="on their way"):
         optimizer.add_param_group({"params": model[2].parameters()})
     optimizer.zero_grad()
     optimizer.add_param_group({"params": list(model[2].parameters()), "lr": 0.5})
@@ -476,14 +731,14 @@ def test_added_group_takes_part() -> None:
 def test_hooks_go_with_the_optimizer_and_nothing_keeps_the_model() -> None:
     gc.disable()
     try:
-        reducer, model = Echo(), two_layers()
-        optimizer = wrapped_sgd(model, reducer)
+        channel, model = Echo(), two_layers()
+        optimizer = wrapped_sgd(model, channel)
         backward(model)
         del optimizer
-        reducer.calls.clear()
+        channel.calls.clear()
         assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
         backward(model)
-        assert reducer.calls == []
+        assert channel.calls == []
         weak = weakref.ref(model[0].weight)
         del model
         assert weak() is None
@@ -502,8 +757,8 @@ def test_closed_optimizer_does_not_step() -> None:
 
 
 def test_single_process_has_no_hooks() -> None:
-    reducer, plain, model = Echo(size=1), two_layers(), two_layers()
-    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrapped_sgd(model, reducer)
+    channel, plain, model = Echo(size=1), two_layers(), two_layers()
+    optimizer, distributed = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrapped_sgd(model, channel)
     assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
     for net, opt in ((plain, optimizer), (model, distributed)):
         backward(net)
@@ -511,7 +766,7 @@ def test_single_process_has_no_hooks() -> None:
     with distributed.no_sync():
         distributed.synchronize()
     assert same(plain, model)
-    assert reducer.tags == [] and distributed.communication_seconds == 0.0
+    assert channel.calls == [] and distributed.communication_seconds == 0.0
 
 
 def test_communication_seconds_grow() -> None:
@@ -549,48 +804,34 @@ def test_bad_arguments() -> None:
     model = two_layers()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        DistributedOptimizer(inner, backward_passes_per_step=0, reducer=Echo())
-    with pytest.raises(ValueError, match="Average or Sum"):
-        DistributedOptimizer(inner, op=rr.Max, reducer=Echo())
+        DistributedOptimizer(inner, backward_passes_per_step=0, channel=Echo())
+    with pytest.raises(ValueError, match="Average, Sum, Adasum"):
+        DistributedOptimizer(inner, op=rr.Max, channel=Echo())
+    with pytest.raises(ValueError, match="goes with op=Average"):
+        DistributedOptimizer(inner, op=rr.Sum, gradient_predivide_factor=2.0, channel=Echo())
+    with pytest.raises(ValueError, match="positive"):
+        DistributedOptimizer(inner, gradient_predivide_factor=0.0, channel=Echo())
+    with pytest.warns(DeprecationWarning, match="num_groups"):
+        DistributedOptimizer(inner, num_groups=2, channel=Echo())
     with pytest.raises(ValueError, match="once; got DistributedOptimizer"):
-        DistributedOptimizer(DistributedOptimizer(inner, reducer=Echo()), reducer=Echo())
+        DistributedOptimizer(DistributedOptimizer(inner, channel=Echo()), channel=Echo())
     with pytest.raises(ValueError, match="CPU"):
         meta = nn.Linear(2, 2, device="meta")
-        DistributedOptimizer(torch.optim.SGD(meta.parameters(), lr=0.1), reducer=Echo())
+        DistributedOptimizer(torch.optim.SGD(meta.parameters(), lr=0.1), channel=Echo())
 
 
-def test_sparse_gradient_is_refused() -> None:
-    model = nn.Embedding(4, 2, sparse=True)
-    _optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), reducer=Echo())
-    with pytest.raises(rr.UsageError, match="sparse=False"):
-        model(torch.tensor([1])).sum().backward()
-
-
-def test_frozen_parameters_are_left_out_and_unfreezing_is_noticed() -> None:
-    model = two_layers()
-    model[0].requires_grad_(False)
-    optimizer = wrapped_sgd(model, Echo())
-    backward(model)
-    optimizer.step()
-    assert model[0].weight.grad is None
-    optimizer.zero_grad()
-    model[0].requires_grad_(True)
-    backward(model)
-    with pytest.raises(rr.UsageError, match=r"0\.weight.*after unfreezing"):
-        optimizer.step()
-
-
-def test_unscaling_before_the_exchange_is_an_error() -> None:
-    """GradScaler changes gradients in place without a trace in the version counter."""
-    model = two_layers(torch.float32)
-    optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), reducer=Echo())
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
-    with pytest.raises(rr.UsageError, match=r"may not change.*synchronize\(\).*GradScaler"):
-        scaler.step(optimizer)
-    optimizer.zero_grad()
-    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
-    optimizer.synchronize()
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    scaler.step(optimizer)
-    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+def test_bad_groups() -> None:
+    named = list(two_layers().named_parameters())
+    parameters = [parameter for _, parameter in named]
+    assert form_groups(named, None) == form_groups(named, 0) == []
+    assert form_groups(named, 3) == [[0], [1], [2, 3]]
+    assert form_groups(named, [parameters[:1], [torch.ones(1)], [parameters[3], parameters[1]]]) == [[0], [3, 1]]
+    for groups in (-1, True, "text", 1.5):
+        with pytest.raises(ValueError, match="non-negative number"):
+            form_groups(named, groups)
+    for groups in ([parameters[0]], [[1]]):
+        with pytest.raises(ValueError, match="lists of parameters"):
+            form_groups(named, groups)
+    for groups in ([parameters[:2], parameters[1:]], [[parameters[0], parameters[0]]]):
+        with pytest.raises(ValueError, match="twice"):
+            form_groups(named, groups)

@@ -1,0 +1,70 @@
+#include "csrc/python/python_engine.h"
+
+#include <algorithm>
+
+#include "csrc/python/stacks.h"
+
+namespace py = pybind11;
+
+namespace ringred {
+
+const ArrayView& KeptArrays::add(py::handle array, ArrayView::Access access) {
+  views_.push_back(std::make_unique<ArrayView>(array, access));
+  objects_.push_back(py::reinterpret_borrow<py::object>(array));
+  const bool is_buffer = PyObject_CheckBuffer(array.ptr()) != 0;  // then it is no tensor: asking costs an exception
+  if (!is_buffer && py::hasattr(array, "untyped_storage")) {
+    py::object storage = array.attr("untyped_storage")();
+    if (storage.attr("resizable")().cast<bool>()) forbid_resizing(storage);
+    objects_.push_back(std::move(storage));
+  }
+  return *views_.back();
+}
+
+// torch has one way to say so: it holds for a storage that numpy has seen.
+void KeptArrays::forbid_resizing(const py::object& storage) {
+  const py::module_ torch = py::module_::import("torch");
+  torch.attr("empty")(0, py::arg("dtype") = torch.attr("uint8")).attr("set_")(storage).attr("numpy")();
+}
+
+PythonEngine::PythonEngine(Engine::Setup setup) {
+  setup.stacks = [source = stack_source_] {
+    const int signal = source->signal.load(std::memory_order_acquire);
+    return python_stacks(signal, source->descriptor.load(std::memory_order_relaxed));
+  };
+  engine_ = std::make_unique<Engine>(std::move(setup));
+}
+
+PythonEngine::~PythonEngine() {
+  if (engine_->is_abandoned()) {
+    static_cast<void>(engine_.release());  // threads of the parent may hold its locks for ever
+    return;
+  }
+  const py::gil_scoped_release unlocked;
+  engine_.reset();
+}
+
+std::shared_ptr<Operation> PythonEngine::submit(std::uint32_t group, Request request, KeptArrays kept, bool waits) {
+  let_go();
+  auto operation = engine_->submit(group, std::move(request), waits);
+  in_use_.push_back({operation, std::move(kept)});
+  return operation;
+}
+
+void PythonEngine::let_go() {
+  std::vector<InUse> done;  // destroyed last: what goes with it may submit
+  const auto take = [&](InUse& one) { done.push_back(std::move(one)); };
+  for (; !in_use_.empty() && in_use_.front().operation->done(); in_use_.pop_front()) take(in_use_.front());
+  if (in_use_.size() <= 2 * swept_ + 64) return;
+  const auto first_done =
+      std::stable_partition(in_use_.begin(), in_use_.end(), [](const InUse& one) { return !one.operation->done(); });
+  std::for_each(first_done, in_use_.end(), take);
+  in_use_.erase(first_done, in_use_.end());
+  swept_ = in_use_.size();
+}
+
+void PythonEngine::set_stack_source(int signal, int descriptor) {
+  stack_source_->descriptor.store(descriptor, std::memory_order_relaxed);
+  stack_source_->signal.store(signal, std::memory_order_release);
+}
+
+}  // namespace ringred

@@ -1,0 +1,430 @@
+#include "csrc/queue/group.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "csrc/base/text.h"
+#include "csrc/memory/limits.h"
+#include "csrc/queue/bell.h"
+
+namespace ringred {
+namespace {
+
+constexpr std::size_t entries_at_a_time = 256;
+constexpr const char* remedy =
+    " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.";
+
+GroupLayout layout_for(std::size_t size, const Settings& settings) {
+  return GroupLayout::of(size, settings.slot_bytes);
+}
+
+bool has_ended(int lifeline) {
+  pollfd descriptor{lifeline, POLLIN, 0};
+  return lifeline >= 0 && ::poll(&descriptor, 1, 0) > 0 && (descriptor.revents & (POLLIN | POLLHUP)) != 0;
+}
+
+Event event_of(TurnPlayer::Stage stage) {
+  return stage == TurnPlayer::Stage::copy_in  ? copied_raised
+         : stage == TurnPlayer::Stage::reduce ? reduced_raised
+                                              : left_raised;
+}
+
+std::string seconds_text(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g s", seconds);
+  return text;
+}
+
+}  // namespace
+
+std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, std::size_t size, const Settings& settings) {
+  const GroupLayout layout = layout_for(size, settings);
+  auto block = arena.reserve(layout.end());
+  block->commit(0, layout.entries());
+  return block;
+}
+
+std::size_t Group::bytes(std::size_t size, const Settings& settings) {
+  return layout_for(size, settings).end();
+}
+
+Group::Group(Setup setup)
+    : setup_(std::move(setup)),
+      layout_(layout_for(setup_.ranks.size(), *setup_.settings)),
+      mine_(*setup_.blocks[static_cast<std::size_t>(setup_.index)]),
+      names_(GroupBlock::most_entries),
+      player_(setup_.blocks, setup_.index, layout_) {
+  mine_.entries_at = layout_.entries();
+  mine_.group = setup_.number;
+  mine_.size = static_cast<std::uint32_t>(size());
+  mine_.index = static_cast<std::uint32_t>(setup_.index);
+  std::copy(setup_.ranks.begin(), setup_.ranks.end(), mine_.ranks);
+  if (is_sequencer()) sequencer_ = std::make_unique<Sequencer>(setup_.blocks, layout_, setup_.settings->fusion_bytes);
+}
+
+Entry& Group::entry(std::uint32_t number) const {
+  return reinterpret_cast<Entry*>(reinterpret_cast<std::byte*>(&mine_) + layout_.entries())[number];
+}
+
+std::shared_ptr<Operation> Group::submit(Request request) {
+  request.check(size());
+  const std::size_t numbers = request.kind == CallKind::alltoall    ? static_cast<std::size_t>(size())
+                              : request.kind == CallKind::allgather ? 1
+                                                                    : 0;
+  if ((request.tensors.size() * numbers + 1) * sizeof(std::uint64_t) > layout_.slot_bytes)
+    fail_usage("A grouped " + std::string(name_of(request.kind)) + " has to announce its rows in one slot of " +
+               in_words(layout_.slot_bytes) + ", and " + std::to_string(request.tensors.size()) +
+               " tensors do not fit. Use smaller groups, or raise RINGRED_SLOT_BYTES.");
+  std::shared_ptr<Operation> operation;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) throw *closed_;
+    const bool unnamed = request.name.empty();
+    if (unnamed) request.name = unnamed_prefix + std::to_string(unnamed_);
+    if (request.kind == CallKind::join) request.name = "join";  // a rank joins once at a time
+    const NameHash hash = hash_of(request.name);
+    const NameTable::Place place = names_.take(hash);
+    if (place.found == NameTable::Found::busy)
+      fail_usage("A name stands for one operation at a time: '" + request.name +
+                 "' has been submitted and is not done. Synchronize it first, or give this one another name.");
+    if (place.found == NameTable::Found::full)
+      fail_usage("At most " + std::to_string(GroupBlock::most_entries) +
+                 " operations may be in flight in a process set: '" + request.name +
+                 "' would be one more. Synchronize some first, or use grouped operations.");
+    try {
+      operation = std::make_shared<Operation>(std::move(request));
+      operation->group = number();
+      operation->number = place.number;
+      write_entry(*operation, hash);
+      if (in_flight_.size() <= place.number) in_flight_.resize(place.number + 1);
+    } catch (...) {
+      names_.release(place.number);
+      throw;
+    }
+    if (operation->request.kind == CallKind::join) mine_.joined.store(1, std::memory_order_relaxed);
+    if (unnamed) ++unnamed_;
+    in_flight_[place.number] = operation;
+    in_flight_count_.fetch_add(1, std::memory_order_seq_cst);
+    Entry& mine = entry(place.number);
+    mine.submissions.store(mine.submissions.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
+    const std::uint64_t tail = mine_.tail.load(std::memory_order_relaxed);
+    auto* ring = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::byte*>(&mine_) + layout_.ring());
+    ring[tail % GroupBlock::most_entries] = place.number;
+    mine_.tail.store(tail + 1, std::memory_order_seq_cst);
+  }
+  if (!is_sequencer()) wake(0, tail_raised);
+  return operation;
+}
+
+void Group::write_entry(Operation& operation, const NameHash& hash) {
+  const Request& request = operation.request;
+  while (operation.number >= committed_entries_) {
+    setup_.memory->commit(layout_.entries() + committed_entries_ * sizeof(Entry), entries_at_a_time * sizeof(Entry));
+    committed_entries_ += entries_at_a_time;
+  }
+  Entry& mine = entry(operation.number);
+  const bool other_name = mine.hash[0] != hash.words[0] || mine.hash[1] != hash.words[1];
+  const std::uint64_t fingerprint = request.fingerprint();
+  if (other_name || mine.fingerprint != fingerprint) store_text(mine.description, request.describe());
+  if (other_name) {
+    mine.hash[0] = hash.words[0];
+    mine.hash[1] = hash.words[1];
+    store_text(mine.name, request.name);
+  }
+  mine.awaited.store(0, std::memory_order_relaxed);
+  mine.fingerprint = fingerprint;
+  mine.kind = request.kind;
+  mine.op = request.op;
+  mine.allow = request.allow;
+  mine.root = request.root;
+  mine.bytes = request.bytes();
+  mine.runs = request.runs_into(mine.run, size());
+  const bool fuses = (request.kind == CallKind::allreduce || request.kind == CallKind::broadcast) && mine.runs == 1;
+  mine.fuse_key = fuses
+                      ? request.fuse_key() ^ (static_cast<std::uint64_t>(mine.run[0].dtype) + 1) * 0x9e3779b97f4a7c15 ^
+                            static_cast<std::uint64_t>(request.root + 1) << 40
+                      : 0;
+  operation.submitted = mine.submitted = monotonic_now();
+  mine_.entries.store(names_.used(), std::memory_order_release);
+}
+
+bool Group::advance() {
+  if (over_) return false;
+  bool moved = false;
+  if (sequencer_ && sequencer_->advance()) {
+    wake_others(logged_raised);
+    moved = true;
+  }
+  moved |= playing_ ? play() : begin_next();
+  return moved || note_awaits();
+}
+
+bool Group::play() {
+  bool moved = false;
+  const std::int64_t begin = setup_.observer->wants_stages() ? monotonic_now() : 0;
+  const TurnPlayer::Stage stage = player_.step();
+  if (stage != TurnPlayer::Stage::none) {
+    wake_others(event_of(stage));
+    if (begin != 0) setup_.observer->stage(number(), stage, begin, monotonic_now());
+    moved = true;
+  }
+  if (player_.done()) {
+    play_next();
+    moved = true;
+  }
+  return moved;
+}
+
+// To be told of what this rank can do nothing without, and of nothing else: with nothing in flight here, no operation
+// can become ready or run without this rank. Returns whether that has changed: then the caller looks once more, since
+// peers did not know before.
+bool Group::note_awaits() {
+  std::uint32_t bits = sequencer_ && sequencer_->is_held_up() ? consumed_raised : 0u;
+  if (in_flight_count_.load(std::memory_order_seq_cst) > 0)
+    bits |= (playing_ ? player_.awaits().event : logged_raised) | (sequencer_ ? tail_raised : 0u);
+  if (bits == awaits_) return false;
+  awaits_ = bits;
+  mine_.awaits.store(bits, std::memory_order_seq_cst);
+  return true;
+}
+
+const LogRecord* Group::next_record() const {
+  const GroupBlock& sequencer = *setup_.blocks.front();
+  const std::uint64_t position = mine_.consumed.load(std::memory_order_relaxed);
+  if (sequencer.logged.load(std::memory_order_seq_cst) <= position) return nullptr;
+  const std::size_t place = position % GroupBlock::log_records;
+  return reinterpret_cast<const LogRecord*>(reinterpret_cast<const std::byte*>(&sequencer) + layout_.log() +
+                                            place * layout_.record_bytes());
+}
+
+bool Group::begin_next() {
+  const LogRecord* record = next_record();
+  if (record == nullptr) return false;
+  const auto me = static_cast<std::size_t>(setup_.index);
+  if (record->type == LogRecord::Type::batch) {
+    begin_batch(*record);
+    return true;
+  }
+  if (const std::uint32_t number = record->numbers()[me]; number != LogRecord::no_number) {
+    const std::shared_ptr<Operation> operation = in_flight(number);
+    operation->agreed = record->logged;
+    operation->started = monotonic_now();
+    if (record->type == LogRecord::Type::joined) {
+      operation->last_joined = setup_.ranks[static_cast<std::size_t>(record->last_joined)];
+      end_join();
+      complete(operation, std::nullopt);
+    } else {
+      complete(operation, Error(ErrorKind::mismatch, record->text));
+    }
+  }
+  finish_record();
+  return true;
+}
+
+// Members that joined early have counted fewer unnamed operations than the others: all begin anew.
+void Group::end_join() {
+  mine_.joined.store(0, std::memory_order_relaxed);
+  const std::lock_guard lock(mutex_);
+  unnamed_ = 0;
+}
+
+void Group::begin_batch(const LogRecord& record) {
+  const auto ranks = static_cast<std::size_t>(size());
+  const auto me = static_cast<std::size_t>(setup_.index);
+  const std::int64_t now = monotonic_now();
+  givers_.clear();
+  for (std::size_t member = 0; member < ranks; ++member)
+    if (record.numbers()[member] != LogRecord::no_number) givers_.push_back(static_cast<int>(member));
+  runs_.assign(record.run, record.run + record.runs);
+  for (std::size_t i = 0; i < record.operations; ++i) {
+    const std::uint32_t number = record.numbers()[i * ranks + me];
+    if (number == LogRecord::no_number) continue;
+    mine_in_batch_.push_back(in_flight(number));
+    mine_in_batch_.back()->agreed = record.logged;
+    mine_in_batch_.back()->started = now;
+    mine_as_pointers_.push_back(mine_in_batch_.back().get());
+  }
+  movements_ = movements_of({record.kind, record.op, runs_, givers_, mine_as_pointers_, setup_.index, size(),
+                             setup_.settings->one_shot_bytes, layout_.slot_bytes, setup_.instruction_set});
+  movement_ = 0;
+  playing_ = true;
+  play_next();
+}
+
+// The next movement of the batch; after the last one the batch is over.
+void Group::play_next() {
+  while (movement_ < movements_.size()) {
+    player_.start(*movements_[movement_++]);
+    if (!player_.done()) return;
+  }
+  playing_ = false;
+  if (setup_.observer->wants_stages() && !mine_in_batch_.empty())
+    setup_.observer->batch(number(), mine_in_batch_, mine_in_batch_.front()->started, monotonic_now());
+  const auto finished = std::exchange(mine_in_batch_, {});
+  mine_as_pointers_.clear();
+  movements_.clear();
+  finish_record();
+  for (const auto& operation : finished) complete(operation, operation->problem);
+}
+
+void Group::finish_record() {
+  mine_.consumed.store(mine_.consumed.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
+  if (!is_sequencer()) wake(0, consumed_raised);
+}
+
+std::shared_ptr<Operation> Group::in_flight(std::uint32_t number) {
+  const std::lock_guard lock(mutex_);
+  return in_flight_[number];
+}
+
+// The name is free again before anyone hears that the operation is done: it may be submitted at once.
+void Group::complete(const std::shared_ptr<Operation>& operation, std::optional<Error> error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (in_flight_[operation->number] != operation) return;
+    in_flight_[operation->number].reset();
+    in_flight_count_.fetch_sub(1, std::memory_order_seq_cst);
+    names_.release(operation->number);
+    Entry& mine = entry(operation->number);
+    mine.completed.store(mine.submissions.load(std::memory_order_relaxed), std::memory_order_release);
+  }
+  operation->ended = monotonic_now();
+  setup_.observer->ended(number(), *operation, error.has_value());
+  operation->finish(std::move(error));
+  setup_.observer->completed(operation);
+}
+
+void Group::close(const Error& error, const std::string& reason) {
+  std::vector<std::shared_ptr<Operation>> failing;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return;
+    closed_ = error;
+    for (const auto& operation : in_flight_)
+      if (operation) failing.push_back(operation);
+  }
+  if (!reason.empty() && mine_.departure.state.load(std::memory_order_relaxed) == Departure::present) {
+    store_text(mine_.departure.reason, reason);
+    mine_.departure.state.store(playing_ ? Departure::broken : Departure::left, std::memory_order_seq_cst);
+    wake_others(departed);
+  }
+  over_ = true;
+  playing_ = false;
+  mine_in_batch_.clear();
+  mine_as_pointers_.clear();
+  movements_.clear();
+  for (const auto& operation : failing)
+    complete(operation, Error(error.kind(), "'" + operation->request.name + "', " + operation->request.describe() +
+                                                ", cannot be completed: " + error.what()));
+}
+
+bool Group::fail_name(const NameHash& name, const std::string& text) {
+  if (over_ || !sequencer_ || !sequencer_->fail(name, text)) return false;
+  wake_others(logged_raised);
+  return true;
+}
+
+std::int64_t Group::oldest_in_flight() const {
+  const std::lock_guard lock(mutex_);
+  std::int64_t oldest = 0;
+  for (const auto& operation : in_flight_)
+    if (operation && (oldest == 0 || operation->submitted < oldest)) oldest = operation->submitted;
+  return oldest;
+}
+
+void Group::note_awaited(const Operation& operation) {
+  const std::lock_guard lock(mutex_);
+  if (operation.number < in_flight_.size() && in_flight_[operation.number].get() == &operation)
+    entry(operation.number).awaited.store(1, std::memory_order_relaxed);
+}
+
+void Group::wake_sequencer() {
+  if (!is_sequencer()) ring(setup_.members.front()->bell);
+}
+
+void Group::look(std::int64_t now) {
+  if (in_flight_count_.load(std::memory_order_relaxed) == 0) return;
+  look_at_members();
+  look_at_deadline(now);
+}
+
+// Whether what runs or waits here can go on without a member that takes no further part: it cannot if the step that
+// comes next waits for that member, or if nothing is agreed on that could still run. To be called after the member was
+// seen to have left: what it did before is visible then.
+bool Group::needs(std::size_t member) const {
+  if (playing_) return player_.awaits().member == static_cast<int>(member);
+  return next_record() == nullptr;
+}
+
+void Group::look_at_members() {
+  for (std::size_t member = 0; member < setup_.blocks.size(); ++member) {
+    if (static_cast<int>(member) == setup_.index) continue;
+    const Departure& departure = setup_.blocks[member]->departure;
+    const bool ended = has_ended(setup_.lifelines[member]);
+    const std::uint32_t state = departure.state.load(std::memory_order_seq_cst);
+    const bool gone = state == Departure::broken || ((ended || state == Departure::left) && needs(member));
+    if (!gone || in_flight_count_.load(std::memory_order_relaxed) == 0) continue;
+    const std::string reason = state == Departure::present
+                                   ? end_of(member)
+                                   : "rank " + std::to_string(setup_.ranks[member]) + " " + departure.reason;
+    return close(Error(ErrorKind::peer_lost, reason + "." + remedy), "broke off (" + reason + ")");
+  }
+}
+
+// What is known of the end of a member's process: its first failure, if it could still write it.
+std::string Group::end_of(std::size_t member) const {
+  const RankBlock& block = *setup_.members[member];
+  std::string text = "the process of rank " + std::to_string(setup_.ranks[member]) + " ended";
+  if (block.failed.load(std::memory_order_acquire) == 0) return text;
+  const std::string failure(cut(block.failure, 400));
+  text += ", after " + failure.substr(0, failure.find('\n'));  // the first line sums it up
+  while (text.ends_with('.')) text.pop_back();
+  return text;
+}
+
+void Group::look_at_deadline(std::int64_t now) {
+  const double limit = setup_.settings->timeout_seconds;
+  if (limit <= 0) return;
+  std::shared_ptr<Operation> late;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& operation : in_flight_)
+      if (operation && static_cast<double>(now - operation->submitted) > limit * 1e9) late = operation;
+  }
+  if (!late) return;
+  const std::string reason = "'" + late->request.name + "' has been waiting for " + missing(*late) +
+                             " for more than RINGRED_TIMEOUT_SECONDS=" + seconds_text(limit);
+  close(Error(ErrorKind::timeout, reason + "." + remedy), "broke off (" + reason + ")");
+}
+
+// The members that have not submitted an operation of this name.
+std::string Group::missing(const Operation& operation) const {
+  const Entry& mine = entry(operation.number);
+  std::string text;
+  for (std::size_t member = 0; member < setup_.blocks.size(); ++member) {
+    const GroupBlock& block = *setup_.blocks[member];
+    const auto* entries =
+        reinterpret_cast<const Entry*>(reinterpret_cast<const std::byte*>(&block) + layout_.entries());
+    const std::uint32_t used = block.entries.load(std::memory_order_acquire);
+    const bool submitted = std::any_of(entries, entries + used, [&](const Entry& other) {
+      return other.submissions.load(std::memory_order_acquire) > other.completed.load(std::memory_order_acquire) &&
+             other.hash[0] == mine.hash[0] && other.hash[1] == mine.hash[1];
+    });
+    if (!submitted) text += (text.empty() ? "rank " : ", rank ") + std::to_string(setup_.ranks[member]);
+  }
+  return text.empty() ? "its turn" : text;
+}
+
+void Group::wake_others(Event event) {
+  for (std::size_t member = 0; member < setup_.members.size(); ++member)
+    if (static_cast<int>(member) != setup_.index) wake(member, event);
+}
+
+void Group::wake(std::size_t member, Event event) {
+  if (event == departed || (setup_.blocks[member]->awaits.load(std::memory_order_seq_cst) & event) != 0)
+    ring(setup_.members[member]->bell);
+}
+
+}  // namespace ringred

@@ -1,0 +1,145 @@
+// One rank's part in one group (process set): the operations that it has submitted, and the one that runs.
+//
+// Threads: submit() may be called by any; everything else only by who drives the engine (see engine.h). `mutex_` guards
+// what both touch: the names, the operations in flight, and whether the group is closed.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csrc/base/settings.h"
+#include "csrc/memory/arena.h"
+#include "csrc/queue/movements.h"
+#include "csrc/queue/operation.h"
+#include "csrc/queue/sequencer.h"
+#include "csrc/queue/turns.h"
+
+namespace ringred {
+
+class Group {
+ public:
+  // Operations without a name are numbered.
+  static constexpr const char* unnamed_prefix = "unnamed.";
+
+  // What happens to operations on the way, for those who keep records.
+  struct Observer {
+    virtual ~Observer() = default;
+    virtual bool wants_stages() const = 0;
+    virtual void stage(std::uint32_t group, TurnPlayer::Stage stage, std::int64_t begin, std::int64_t end) = 0;
+    virtual void batch(std::uint32_t group, const std::vector<std::shared_ptr<Operation>>& operations,
+                       std::int64_t begin, std::int64_t end) = 0;
+    virtual void ended(std::uint32_t group, const Operation& operation, bool failed) = 0;  // before anyone hears of it
+    virtual void completed(const std::shared_ptr<Operation>& operation) = 0;               // after
+  };
+
+  struct Setup {
+    std::uint32_t number;
+    std::vector<int> ranks;  // of the world, ascending
+    int index;               // this rank's place among them
+    std::shared_ptr<Arena::Block> memory;
+    std::vector<GroupBlock*> blocks;  // of all members
+    std::vector<RankBlock*> members;  // theirs
+    std::vector<int> lifelines;       // by member, see Waiter::Peers
+    const Settings* settings;
+    const InstructionSet* instruction_set;
+    Observer* observer;
+  };
+  explicit Group(Setup setup);
+
+  // Room for a group of `size` ranks in this rank's segment; and how many bytes of addresses that is.
+  static std::shared_ptr<Arena::Block> reserve(Arena& arena, std::size_t size, const Settings& settings);
+
+  static std::size_t bytes(std::size_t size, const Settings& settings);
+
+  std::uint32_t number() const { return setup_.number; }
+  int size() const { return static_cast<int>(setup_.ranks.size()); }
+  int index() const { return setup_.index; }
+  const std::vector<int>& ranks() const { return setup_.ranks; }
+  Arena::Block& memory() const { return *setup_.memory; }
+  const GroupBlock& sequencer_block() const { return *setup_.blocks.front(); }
+  bool is_sequencer() const { return setup_.index == 0; }
+  std::uint32_t names_used() const { return mine_.entries.load(std::memory_order_acquire); }
+
+  // Any thread. Rings the sequencer, if that is another rank.
+  std::shared_ptr<Operation> submit(Request request);
+
+  // Takes a step if one can be taken; returns whether.
+  bool advance();
+
+  // Whether something is in flight, so that lives and deadlines have to be looked at.
+  bool busy() const { return !over_ && (in_flight_count_.load(std::memory_order_seq_cst) > 0 || sequencer_waits()); }
+  bool moving() const { return playing_; }
+
+  // To be called every 100 ms while busy: fails what can no longer complete.
+  void look(std::int64_t now);
+
+  // Fails all that is in flight, and what comes later, with this error. Tells the peers `reason`, if it is not empty.
+  void close(const Error& error, const std::string& reason);
+
+  // The sequencer's: fails a name that some members have submitted and others will not.
+  bool fail_name(const NameHash& name, const std::string& text);
+
+  // When the first of the operations in flight was submitted; 0: there is none.
+  std::int64_t oldest_in_flight() const;
+
+  // A thread is about to sleep until this operation is over.
+  void note_awaited(const Operation& operation);
+
+  // Has the sequencer look at what it has not been woken for.
+  void wake_sequencer();
+
+ private:
+  bool sequencer_waits() const { return sequencer_ && sequencer_->waits(); }
+  Entry& entry(std::uint32_t number) const;
+  void write_entry(Operation& operation, const NameHash& hash);
+  const LogRecord* next_record() const;
+  bool begin_next();
+  void begin_batch(const LogRecord& record);
+  bool play();
+  void play_next();
+  void end_join();
+  void finish_record();
+  void complete(const std::shared_ptr<Operation>& operation, std::optional<Error> error);
+  std::shared_ptr<Operation> in_flight(std::uint32_t number);
+  bool needs(std::size_t member) const;
+  void look_at_members();
+  void look_at_deadline(std::int64_t now);
+  std::string end_of(std::size_t member) const;
+  std::string missing(const Operation& operation) const;
+  bool note_awaits();
+  void wake_others(Event event);
+  void wake(std::size_t member, Event event);
+
+  const Setup setup_;
+  const GroupLayout layout_;
+  GroupBlock& mine_;
+  std::unique_ptr<Sequencer> sequencer_;
+
+  mutable std::mutex mutex_;
+  NameTable names_;
+  std::vector<std::shared_ptr<Operation>> in_flight_;  // by number
+  std::atomic<std::size_t> in_flight_count_{0};        // written under mutex_
+  std::size_t committed_entries_ = 0;
+  std::uint64_t unnamed_ = 0;
+  std::optional<Error> closed_;
+
+  // The driver's.
+  bool over_ = false;  // closed: no record of the log is taken any more
+  std::uint32_t awaits_ = 0;
+  TurnPlayer player_;
+  bool playing_ = false;
+  std::vector<int> givers_;
+  std::vector<Run> runs_;
+  std::vector<std::shared_ptr<Operation>> mine_in_batch_;
+  std::vector<Operation*> mine_as_pointers_;
+  std::vector<std::unique_ptr<Movement>> movements_;
+  std::size_t movement_ = 0;
+};
+
+}  // namespace ringred

@@ -1,0 +1,41 @@
+// Where the parts of a GroupBlock lie, from its beginning. The same on all members, since it follows from the number of
+// ranks and from settings that they agree on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "csrc/queue/shared.h"
+
+namespace ringred {
+
+struct GroupLayout {
+  static constexpr std::size_t page = 4096;
+  static constexpr std::size_t slots = 3;  // of staging, for the reason given in turns.h
+
+  std::size_t size;        // of the group
+  std::size_t slot_bytes;  // each
+
+  static GroupLayout of(std::size_t size, std::size_t wanted_slot_bytes) {
+    // A slot is divided among the ranks in whole cache lines.
+    const std::size_t least = 64 * size;
+    return {size, round_up(wanted_slot_bytes > least ? wanted_slot_bytes : least, page)};
+  }
+
+  std::size_t ring() const { return round_up(sizeof(GroupBlock), 64); }
+  std::size_t log() const { return round_up(ring() + GroupBlock::most_entries * sizeof(std::uint32_t), page); }
+  std::size_t record_bytes() const {
+    return round_up(sizeof(LogRecord) + LogRecord::most_operations * size * sizeof(std::uint32_t), 64);
+  }
+  std::size_t slot(std::uint64_t turn) const {
+    return round_up(log() + GroupBlock::log_records * record_bytes(), page) + turn % slots * slot_bytes;
+  }
+  std::size_t entries() const { return slot(0) + slots * slot_bytes; }
+  std::size_t end() const { return round_up(entries() + GroupBlock::most_entries * sizeof(Entry), page); }
+
+  static constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) {
+    return (bytes + unit - 1) / unit * unit;
+  }
+};
+
+}  // namespace ringred

@@ -1,0 +1,39 @@
+#include "csrc/queue/movements.h"
+
+#include "csrc/queue/reductions.h"
+#include "csrc/queue/transfers.h"
+
+namespace ringred {
+
+std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch) {
+  std::vector<std::unique_ptr<Movement>> movements;
+  switch (batch.kind) {
+    case CallKind::allreduce:
+      for (const Run& run : batch.runs) {
+        if (run.count == 0) continue;
+        if (OneShotMovement::fits(batch, run))
+          movements.push_back(std::make_unique<OneShotMovement>(batch, run));
+        else
+          movements.push_back(std::make_unique<TwoShotMovement>(batch, run));
+      }
+      break;
+    case CallKind::reducescatter:
+      for (const Run& run : batch.runs) movements.push_back(std::make_unique<ReduceScatterMovement>(batch, run));
+      break;
+    case CallKind::broadcast:
+      movements.push_back(std::make_unique<BroadcastMovement>(batch));
+      break;
+    case CallKind::allgather:
+      movements.push_back(std::make_unique<AllgatherMovement>(batch));
+      break;
+    case CallKind::alltoall:
+      movements.push_back(std::make_unique<AlltoallMovement>(batch));
+      break;
+    case CallKind::barrier:
+    case CallKind::join:
+      break;  // agreement is all there is to them
+  }
+  return movements;
+}
+
+}  // namespace ringred

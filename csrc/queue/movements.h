@@ -1,0 +1,31 @@
+// The movements of the queue's operations, each for one or more operations at once (a fused batch). A member that has
+// joined takes part with a movement that is bound to no buffers: it gives nothing, takes nothing, and reduces its part.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "csrc/queue/operation.h"
+#include "csrc/queue/turns.h"
+#include "csrc/reduce/reduce.h"
+
+namespace ringred {
+
+// What all movements of a batch need to know. The members agree on all of it but `mine`.
+struct Batch {
+  CallKind kind;
+  Op op;
+  std::span<const Run> runs;
+  std::span<const int> givers;       // the members that submitted, in order
+  std::span<Operation* const> mine;  // this member's operations, in the batch's order; empty: it has joined
+  int index, size;                   // this member and the members
+  std::size_t one_shot_bytes, slot_bytes;
+  const InstructionSet* instruction_set;
+};
+
+// The movements of a batch, to be played one after the other; those of allreduce and reducescatter are one for each
+// run.
+std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch);
+
+}  // namespace ringred

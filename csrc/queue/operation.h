@@ -1,0 +1,105 @@
+// One operation that a rank has submitted: what it asks for, and how far it has come.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csrc/base/error.h"
+#include "csrc/base/types.h"
+#include "csrc/engine/call.h"
+#include "csrc/queue/names.h"
+#include "csrc/queue/shared.h"
+
+namespace ringred {
+
+// One array of an operation. The caller keeps its memory alive until the operation is done.
+struct Tensor {
+  const std::byte* input = nullptr;
+  std::byte* output = nullptr;  // may be the input; null where the engine allocates the result
+  DType dtype = DType::u8;
+  std::vector<std::int64_t> shape;   // of the input
+  std::vector<std::int64_t> splits;  // alltoall: rows for each member
+
+  std::size_t count() const;  // elements
+  std::size_t rows() const { return shape.empty() ? 1 : static_cast<std::size_t>(shape[0]); }
+  std::size_t row_elements() const;
+  std::size_t row_bytes() const { return row_elements() * info(dtype).size; }
+};
+
+struct Request {
+  CallKind kind = CallKind::barrier;
+  Op op = Op::sum;
+  double prescale = 1, postscale = 1;
+  int root = -1;              // its place in the group
+  std::optional<DType> wire;  // allreduce: what floating-point numbers travel as
+  bool allow = false;         // join: see Entry
+  std::string name;
+  std::vector<Tensor> tensors;
+
+  // Throws a usage error where the request makes no sense in a group of `size` ranks.
+  void check(int size) const;
+
+  DType wire_dtype(DType dtype) const;
+  std::uint64_t fingerprint() const;  // of all that the members must agree on
+  std::uint64_t fuse_key() const;     // see Entry
+  std::uint64_t bytes() const;        // that travel
+  std::string describe() const;       // "allreduce(op=Sum, dtype=float32, shape=[4, 3])"
+
+  // Fills in what joined ranks need, one run for each dtype in order of first appearance.
+  std::uint32_t runs_into(Run (&run)[Entry::most_runs], int size) const;
+};
+
+// Rows [begin, end) of `rows` that member `index` of `size` gets of a reduce-scatter: the first rows % size get one
+// more.
+struct RowRange {
+  std::size_t begin, end;
+};
+RowRange rows_of(std::size_t rows, int index, int size);
+
+// What an allgather or alltoall brought: memory of the engine's making, and how many rows came from each member.
+struct Result {
+  std::unique_ptr<std::byte[]> data;
+  std::size_t bytes = 0;
+  std::vector<std::int64_t> rows;
+};
+
+class Operation {
+ public:
+  explicit Operation(Request asked) : request(std::move(asked)) {}
+
+  const Request request;
+
+  bool done() const { return state_.load(std::memory_order_acquire) == finished; }
+
+  // Sleeps until the operation is over, at most until `deadline`. Any thread.
+  void sleep(std::int64_t deadline);
+
+  // After done(): throws the operation's error, if it has failed.
+  void raise() const;
+  bool failed() const { return error_.has_value(); }
+
+  // The engine's, once.
+  void finish(std::optional<Error> error);
+
+  // Written by the engine before it is done, by others read after.
+  std::vector<Result> results;
+  std::optional<Error> problem;  // what failed on this rank alone, such as memory for the result
+  int last_joined = -1;          // of a join: the rank of the world that joined last
+  std::int64_t submitted = 0, agreed = 0, started = 0, ended = 0;
+
+  std::uint32_t group = 0;          // the process set's number
+  std::uint32_t number = 0;         // of its name; the group's
+  bool tell = false, told = false;  // whether somebody wants to hear of its end, and has; the engine's, under a lock
+
+ private:
+  static constexpr std::uint32_t pending = 0, awaited = 1, finished = 2;
+  std::atomic<std::uint32_t> state_{pending};
+  std::optional<Error> error_;
+};
+
+}  // namespace ringred

@@ -1,0 +1,97 @@
+#include "csrc/queue/stall_watch.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "csrc/queue/bell.h"
+
+namespace ringred {
+namespace {
+
+// Whether a rank that `one` misses sleeps until `other` is over.
+bool sleeps_for(const PendingOperation& one, const PendingOperation& other) {
+  return std::any_of(one.missing.begin(), one.missing.end(), [&](int rank) {
+    return std::find(other.awaiting.begin(), other.awaiting.end(), rank) != other.awaiting.end();
+  });
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (std::size_t i = 0; i < ranks.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
+  return text;
+}
+
+}  // namespace
+
+void StallWatch::look(std::int64_t now, const std::vector<std::shared_ptr<Group>>& groups) {
+  std::int64_t oldest = 0;
+  for (const auto& group : groups) {
+    const std::int64_t one = group->oldest_in_flight();
+    if (one == 0) continue;
+    if (now - one > confused_after) group->wake_sequencer();
+    if (oldest == 0 || one < oldest) oldest = one;
+  }
+  if (oldest != 0 && now - oldest > confused_after) fail_confused_names(groups);
+  if (oldest != 0 && setup_.stall_seconds > 0 && oldest != reported_ &&
+      now - oldest > static_cast<std::int64_t>(setup_.stall_seconds * 1e9)) {
+    reported_ = oldest;
+    wish_for_report(now);
+  }
+  if (reporting()) finish_report(now);
+}
+
+// Rank 0 reports, for all, as long as it is there.
+void StallWatch::wish_for_report(std::int64_t now) {
+  RankBlock& reporter = *setup_.ranks.front();
+  if (reporter.magic.load(std::memory_order_acquire) != RankBlock::magic_value) return start_report(now);
+  reporter.reports.fetch_add(1, std::memory_order_seq_cst);
+  ring(reporter.bell);
+}
+
+// Two threads of different ranks sleep until an operation of one name is over, each in a process set in which the other
+// has not submitted it: neither will be. (Without a thread that sleeps the rank might still come to submit the other.
+// Names that ringred gave are the same in all sets.)
+void StallWatch::fail_confused_names(const std::vector<std::shared_ptr<Group>>& groups) {
+  const auto has_several = [](const RankBlock* rank) {
+    return std::any_of(rank->groups + 1, rank->groups + RankBlock::most_groups,
+                       [](const auto& group) { return group.load(std::memory_order_relaxed) != 0; });
+  };
+  if (std::none_of(setup_.ranks.begin(), setup_.ranks.end(), has_several)) return;
+  const std::vector<PendingOperation> all = pending(setup_.scene);
+  std::map<std::array<std::uint64_t, 2>, std::vector<const PendingOperation*>> by_name;
+  for (const PendingOperation& one : all)
+    if (!one.name.starts_with(Group::unnamed_prefix)) by_name[one.hash].push_back(&one);
+  for (const auto& [hash, namesakes] : by_name)
+    for (const PendingOperation* one : namesakes)
+      for (const PendingOperation* other : namesakes) {
+        const auto ours = std::find_if(groups.begin(), groups.end(),
+                                       [&](const auto& group) { return group->number() == one->group; });
+        if (one == other || ours == groups.end() || !sleeps_for(*one, *other) || !sleeps_for(*other, *one)) continue;
+        (*ours)->fail_name({{hash[0], hash[1]}},
+                           "All ranks must submit an operation to the same process set, and for '" + one->name +
+                               "' they differ: " + ranks_text(one->submitted) + " submitted it to process set " +
+                               std::to_string(one->group) + "; " + ranks_text(other->submitted) + " to process set " +
+                               std::to_string(other->group) + ". Nothing was changed, and the next operation works.");
+      }
+}
+
+void StallWatch::start_report(std::int64_t now) {
+  if (reporting()) return;
+  deadline_ = now + answer_time;
+  requests_.clear();
+  for (RankBlock* rank : setup_.ranks) {
+    requests_.push_back(request_stacks(*rank));
+    ring(rank->bell);
+  }
+}
+
+void StallWatch::finish_report(std::int64_t now) {
+  const bool all = std::equal(setup_.ranks.begin(), setup_.ranks.end(), requests_.begin(),
+                              [](const RankBlock* rank, std::uint32_t number) { return answered(*rank, number); });
+  if (!all && now < deadline_) return;
+  deadline_ = 0;
+  if (setup_.report) setup_.report(autopsy(setup_.scene, {.requests = requests_}));
+}
+
+}  // namespace ringred

@@ -1,0 +1,121 @@
+"""How the optimizer reaches the other ranks: few calls, so that tests can put anything in their place."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ringred import asynchronous
+from ringred.handles import Handle
+from ringred.objects import allgather_object
+from ringred.ops import Op
+from ringred.process_sets import ProcessSet, global_process_set
+from ringred.torch.sparse import sparse_allreduce_async
+
+
+class Waitable(Protocol):
+    """What a started exchange returns."""
+
+    def wait(self) -> Any:
+        """Return when the exchange has ended, or raise its error."""
+
+
+class Channel(Protocol):
+    """What gradient exchange needs of a group of ranks."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks that take part, at least 1."""
+
+    @property
+    def rank(self) -> int:
+        """This rank's number among them."""
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """Their numbers in the whole job."""
+
+    def allreduce_(
+        self,
+        tensors: Sequence[torch.Tensor],
+        op: Op,
+        name: str,
+        prescale_factor: float = 1.0,
+        postscale_factor: float = 1.0,
+        wire: str = "",
+    ) -> Waitable:
+        """Start the reduction of contiguous tensors in place, all or nothing."""
+
+    def sparse_allreduce(self, tensor: torch.Tensor, op: Op, name: str) -> Waitable:
+        """Start the reduction of a sparse tensor; the handle's result is a new coalesced one."""
+
+    def share(self, value: Any, name: str) -> list[Any]:
+        """Return the values of all ranks, in rank order."""
+
+
+class EngineChannel:
+    """The ranks of a process set, through the engine. Its messages have names that no other channel's have."""
+
+    def __init__(self, process_set: ProcessSet = global_process_set) -> None:
+        self._process_set = process_set
+        self._rank, self._size = process_set.rank(), process_set.size()
+        if self._size > 1:
+            process_set.group()  # raises for a set that is not registered
+        self._prefix = _next_prefix(process_set)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks in the process set."""
+        return self._size
+
+    @property
+    def rank(self) -> int:
+        """This rank's number in the process set."""
+        return self._rank
+
+    @property
+    def ranks(self) -> list[int]:
+        """The members' numbers in the world."""
+        return list(self._process_set.ranks)
+
+    def allreduce_(
+        self,
+        tensors: Sequence[torch.Tensor],
+        op: Op,
+        name: str,
+        prescale_factor: float = 1.0,
+        postscale_factor: float = 1.0,
+        wire: str = "",
+    ) -> Handle[list[torch.Tensor]]:
+        """Submit a grouped allreduce."""
+        return asynchronous.grouped_allreduce_async_(
+            tensors,
+            op,
+            name=self._prefix + name,
+            prescale_factor=prescale_factor,
+            postscale_factor=postscale_factor,
+            wire=wire or None,
+            process_set=self._process_set,
+        )
+
+    def sparse_allreduce(self, tensor: torch.Tensor, op: Op, name: str) -> Handle[torch.Tensor]:
+        """Submit a sparse allreduce."""
+        return sparse_allreduce_async(tensor, self._prefix + name, op, self._process_set)
+
+    def share(self, value: Any, name: str) -> list[Any]:
+        """Gather objects."""
+        values: list[Any] = allgather_object(value, name=self._prefix + name, process_set=self._process_set)
+        return values
+
+
+_counts: WeakKeyDictionary[ProcessSet, Iterator[int]] = WeakKeyDictionary()
+
+
+def _next_prefix(process_set: ProcessSet) -> str:
+    """A prefix for the names of the next optimizer of this set; ranks build their optimizers in the same order."""
+    number = next(_counts.setdefault(process_set, itertools.count()))
+    return "optimizer." if number == 0 else f"optimizer{number}."

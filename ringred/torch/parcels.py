@@ -1,0 +1,199 @@
+"""Parcels: gradients on their way, and how what comes back gets to where optimizers look for it.
+
+Invariant: a parcel holds the same messages on all ranks: a rank that has no gradient sends zeros.
+
+A dense gradient travels in the memory where it lies, if it is contiguous and no compressor of the user's is in the way;
+otherwise as a copy, which is copied back. So it must not be touched while it travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ringred.errors import UsageError
+from ringred.ops import Op
+from ringred.torch.channel import Channel, Waitable
+from ringred.torch.compression import Compression, wire_of
+from ringred.torch.places import put_back, writable
+
+NONE, DENSE = 0, 1
+"""Kinds of gradients; DENSE + k is a sparse one with k indexed dimensions. The larger one wins between ranks."""
+
+_CLAIM = "_ringred_travels"
+
+
+class Slot:
+    """One parameter and the state of its gradient in the current round."""
+
+    __slots__ = ("index", "name", "parameter", "passes", "sent", "sent_version", "unit")
+
+    def __init__(self, index: int, name: str, parameter: torch.Tensor, unit: int) -> None:
+        self.index = index
+        self.name = name
+        self.parameter = parameter
+        self.unit = unit  # number of the unit that it travels in
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new round."""
+        self.passes = 0  # backward passes that reached this parameter
+        self.sent: torch.Tensor | None = None  # the gradient that is complete, travels, or is an average by now
+        self.sent_version = -1
+
+    def mark_sent(self) -> None:
+        """Take note of the gradient, which must not change any more."""
+        self.sent = self.parameter.grad
+        self.sent_version = -1 if self.sent is None else self.sent._version
+
+    def is_current(self) -> bool:
+        """Whether nobody replaced or wrote the gradient since it was sent. What the engine writes does not count."""
+        gradient = self.parameter.grad
+        return gradient is self.sent and (gradient is None or gradient._version == self.sent_version)
+
+
+def kind_of(gradient: torch.Tensor | None) -> int:
+    """Return the kind of a gradient, NONE for None."""
+    if gradient is None:
+        return NONE
+    return DENSE + gradient.sparse_dim() if gradient.layout == torch.sparse_coo else DENSE
+
+
+class _Dense(NamedTuple):
+    slot: Slot
+    message: torch.Tensor  # what travels
+    context: Any  # what the compressor wants to have back
+
+
+class Parcel:
+    """What was sent for some slots; ends with wait(), and then deliver()."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._dense: list[_Dense] = []
+        self._sparse: list[tuple[Slot, Waitable]] = []
+        self._claimed: list[torch.Tensor] = []
+        self._handle: Waitable | None = None
+
+    def start(self, name: str, dense: list[_Dense], sparse: Sequence[tuple[Slot, torch.Tensor]]) -> None:
+        """Submit all messages."""
+        carrier = self._carrier
+        self._dense = dense
+        if self._dense:
+            self._handle = carrier.reduce([entry.message for entry in self._dense], name)
+        for slot, tensor in sparse:
+            self._sparse.append((slot, carrier.channel.sparse_allreduce(tensor, carrier.op, f"gradient.{slot.name}")))
+
+    def claim(self, slot: Slot) -> None:
+        """Mark this rank's gradient as one that travels: it must not do so for two optimizers at once.
+
+        Raises:
+            UsageError: it does.
+        """
+        gradient: Any = slot.parameter.grad
+        if gradient is None:
+            return
+        if hasattr(gradient, _CLAIM):
+            raise UsageError(
+                f"A parameter belongs to one DistributedOptimizer at a time: the gradient of {slot.name!r} is on its "
+                "way for another one already. Call close() on the one that is no longer used."
+            )
+        setattr(gradient, _CLAIM, True)
+        self._claimed.append(gradient)
+
+    def release(self) -> None:
+        """Take the marks off, at the end of the round."""
+        for gradient in self._claimed:
+            delattr(gradient, _CLAIM)
+        self._claimed.clear()
+
+    def wait(self) -> None:
+        """Return when everything has come back; raise the first error."""
+        if self._handle is not None:
+            self._handle.wait()
+        for _, handle in self._sparse:
+            handle.wait()
+
+    def deliver(self, kinds: Mapping[int, int]) -> None:
+        """Make the results the gradients of those parameters for which some rank had one; `kinds` is by slot index."""
+        for slot, message, context in self._dense:
+            if kinds[slot.index] == NONE:
+                continue
+            result = self._carrier.unpack(message, context)
+            if slot.parameter.grad is None:
+                slot.parameter.grad = result
+            else:
+                put_back(slot.parameter.grad, result)
+        for slot, handle in self._sparse:
+            slot.parameter.grad = handle.wait()
+
+
+class Carrier:
+    """How the gradients of one optimizer travel: what all its parcels have in common."""
+
+    def __init__(self, channel: Channel, op: Op, predivide_factor: float = 1.0, compression: Any = None) -> None:
+        self.channel = channel
+        self.op = op
+        compression = Compression.none if compression is None else compression
+        wire = wire_of(compression)
+        self._wire = wire or ""
+        self._compressor = compression if wire is None else None  # one of the user's
+        self._factors = (1.0 / predivide_factor, predivide_factor)
+
+    def send(self, slots: Sequence[Slot], name: str, kinds: Mapping[int, int], own: bool) -> Parcel:
+        """Start the exchange of the gradients of these slots as one group, sparse ones each by itself.
+
+        Args:
+            slots: parameters whose gradients travel together.
+            name: of the group's message.
+            kinds: by slot index, the kind that its gradient has on those ranks that have one.
+            own: whether this rank's gradients go in; zeros otherwise.
+        """
+        parcel = Parcel(self)
+        if own:
+            for slot in slots:
+                parcel.claim(slot)
+                slot.mark_sent()
+        dense = [self._pack(slot, own) for slot in slots if kinds[slot.index] <= DENSE]
+        sparse = [
+            (slot, _sparse_part(slot, kinds[slot.index] - DENSE, own)) for slot in slots if kinds[slot.index] > DENSE
+        ]
+        parcel.start(name, dense, sparse)
+        return parcel
+
+    def reduce(self, messages: Sequence[torch.Tensor], name: str) -> Waitable:
+        """Submit dense messages as one group."""
+        return self.channel.allreduce_(messages, self.op, name, *self._factors, self._wire)
+
+    def unpack(self, message: torch.Tensor, context: Any) -> torch.Tensor:
+        """Return the gradient that a message carries."""
+        if self._compressor is None:
+            return message
+        restored: torch.Tensor = self._compressor.decompress(message, context)
+        return restored
+
+    def _pack(self, slot: Slot, own: bool) -> _Dense:
+        gradient = slot.parameter.grad if own else None
+        if gradient is None:
+            gradient = torch.zeros_like(slot.parameter, memory_format=torch.contiguous_format).detach()
+        if self._compressor is None:
+            return _Dense(slot, _message_of(gradient, slot), None)
+        compressed, context = self._compressor.compress(gradient.detach())
+        return _Dense(slot, _message_of(compressed, slot), context)
+
+
+def _message_of(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
+    if tensor.layout != torch.strided:
+        raise UsageError(f"Gradients are dense or sparse (COO); that of {slot.name!r} has layout {tensor.layout}.")
+    return writable(tensor)
+
+
+def _sparse_part(slot: Slot, indexed: int, own: bool) -> torch.Tensor:
+    gradient, shape = slot.parameter.grad, slot.parameter.shape
+    if own and gradient is not None:
+        return gradient if gradient.layout == torch.sparse_coo else gradient.to_sparse(indexed)
+    indices = torch.empty((indexed, 0), dtype=torch.int64)
+    values = torch.empty((0, *shape[indexed:]), dtype=slot.parameter.dtype)
+    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
