@@ -80,7 +80,7 @@ std::shared_ptr<Operation> Group::submit(Request request) {
   std::shared_ptr<Operation> operation;
   {
     const std::lock_guard lock(mutex_);
-    if (closed_) throw *closed_;
+    if (closed_) closed_->raise();
     const bool unnamed = request.name.empty();
     if (unnamed) request.name = unnamed_prefix + std::to_string(unnamed_);
     if (request.kind == CallKind::join) request.name = "join";  // a rank joins once at a time
@@ -280,7 +280,7 @@ std::shared_ptr<Operation> Group::in_flight(std::uint32_t number) {
 }
 
 // The name is free again before anyone hears that the operation is done: it may be submitted at once.
-void Group::complete(const std::shared_ptr<Operation>& operation, std::optional<Error> error) {
+void Group::complete(const std::shared_ptr<Operation>& operation, const std::optional<Error>& error) {
   {
     const std::lock_guard lock(mutex_);
     if (in_flight_[operation->number] != operation) return;
@@ -292,7 +292,7 @@ void Group::complete(const std::shared_ptr<Operation>& operation, std::optional<
   }
   operation->ended = monotonic_now();
   setup_.observer->ended(number(), *operation, error.has_value());
-  operation->finish(std::move(error));
+  operation->finish(error);
   setup_.observer->completed(operation);
 }
 
@@ -301,7 +301,7 @@ void Group::close(const Error& error, const std::string& reason) {
   {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
-    closed_ = error;
+    closed_.emplace(error);
     for (const auto& operation : in_flight_)
       if (operation) failing.push_back(operation);
   }

@@ -105,7 +105,7 @@ class Group {
   void play_next();
   void end_join();
   void finish_record();
-  void complete(const std::shared_ptr<Operation>& operation, std::optional<Error> error);
+  void complete(const std::shared_ptr<Operation>& operation, const std::optional<Error>& error);
   std::shared_ptr<Operation> in_flight(std::uint32_t number);
   bool needs(std::size_t member) const;
   void look_at_members();
@@ -127,7 +127,7 @@ class Group {
   std::atomic<std::size_t> in_flight_count_{0};        // written under mutex_
   std::size_t committed_entries_ = 0;
   std::uint64_t unnamed_ = 0;
-  std::optional<Error> closed_;
+  std::optional<Failure> closed_;
 
   // The driver's.
   bool over_ = false;  // closed: no record of the log is taken any more

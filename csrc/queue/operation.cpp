@@ -177,11 +177,11 @@ void Operation::sleep(std::int64_t deadline) {
 }
 
 void Operation::raise() const {
-  if (error_) throw *error_;
+  if (failure_) failure_->raise();
 }
 
-void Operation::finish(std::optional<Error> error) {
-  error_ = std::move(error);
+void Operation::finish(const std::optional<Error>& error) {
+  if (error) failure_.emplace(*error);
   if (state_.exchange(finished, std::memory_order_seq_cst) == awaited) futex_wake(state_, INT_MAX, 1);
 }
 
