@@ -166,6 +166,14 @@ def largest_difference(reference: list[float], losses: list[float]) -> float:
     return max(abs(loss - expected) / expected for expected, loss in zip(reference, losses, strict=True))
 
 
+def who_was_late() -> str:
+    """Return a line about the rank for which the others have waited longest."""
+    late = hvd.stragglers()[0]
+    return (
+        f"late: rank {late.rank} came last {late.times_last} times; the others waited {late.seconds:.2f} s for it alone"
+    )
+
+
 def say(text: str) -> None:
     """Print on rank 0."""
     if hvd.rank() == 0:
@@ -186,6 +194,7 @@ def main() -> int:
     initial_model = copy.deepcopy(model)
     say(f"{hvd.size()} rank(s), {len(data.labels)} training samples, global batch {GLOBAL_BATCH}")
     losses = train(model, data, epochs)
+    say(who_was_late())
 
     passed = []
     accuracy = test_accuracy(model, data)

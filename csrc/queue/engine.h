@@ -1,45 +1,30 @@
-// The engine: a rank's part in all its groups, and the thread that moves them on.
+// The engine: a rank's part in all its groups, with what moves them on (driver.h), what is kept of them (records.h) and
+// what watches over them (stall_watch.h).
 //
-// Who drives. Everything but submitting is done by one thread at a time, the one that holds `role_`: the engine's own
-// thread, or a caller in wait(), which would otherwise only sleep until that thread has done the same. Driving means to
-// take steps in all groups until none can be taken, then to sleep on the rank's bell (shared.h), which peers ring.
-//   1. The driver stores into the bell who sleeps (seq_cst): the engine's thread or a caller.
-//   2. It tries all steps once more. Only if none can be taken does it sleep. (The ringing side: bell.h.)
-//   3. A caller that is done hands over: it stores that the engine's thread sleeps (seq_cst), tries all steps once
-//   more,
-//      and wakes that thread if there is something to do. If it does not sleep yet it is about to, on the same value.
-// The engine's thread gives up the role while it sleeps, and when a caller wants it; a caller keeps it until it is
-// done, or until somebody needs it for something else than driving (RoleRequest).
-//
-// Idle costs nothing: with nothing in flight the engine's thread sleeps without a limit, and submit() wakes it. With
-// something in flight it looks at peers' lives and at deadlines every 100 ms.
-//
-// Lock order: role_, then groups_mutex_ or a group's mutex, then told_mutex_. A thread that holds one of these never
-// waits for the GIL but in WaitHooks::poll, under role_; so who holds the GIL never waits for role_.
+// Lock order: the driver's role, then groups_mutex_, then a group's mutex, then the records'. A thread that holds one
+// of these never waits for the GIL: WaitHooks are called without the role.
 #pragma once
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "csrc/base/settings.h"
 #include "csrc/base/wait.h"
 #include "csrc/memory/arena.h"
-#include "csrc/queue/flight_recorder.h"
+#include "csrc/queue/driver.h"
 #include "csrc/queue/group.h"
+#include "csrc/queue/records.h"
 #include "csrc/queue/stall_watch.h"
-#include "csrc/queue/timeline.h"
 
 namespace ringred {
 
-class Engine : Group::Observer {
+class Engine : Driven {
  public:
   // What a rank makes before it knows its peers.
   struct Memory {
@@ -102,7 +87,7 @@ class Engine : Group::Observer {
 
   void record_failure(const std::string& text);
   std::vector<std::pair<int, std::string>> failures() const;  // the first one first
-  Timeline& timeline() { return timeline_; }
+  Timeline& timeline() { return records_.timeline(); }
   std::string flight_recorder() const;
 
   // Ends this rank's part: what is in flight fails by name, peers that need this rank are told.
@@ -113,43 +98,27 @@ class Engine : Group::Observer {
   bool is_abandoned() const { return abandoned_.load(std::memory_order_acquire); }
 
  private:
-  class Drive;
-  class RoleRequest;
+  bool advance() override;
+  bool busy() const override;
+  bool moving() const override;
+  void look(std::int64_t now) override;
+  void about_to_sleep(const Operation& operation) override;
 
-  void run();
-  bool drive_until_still(std::int64_t& last_work);
   template <class Step>
   bool guarded(Group& group, Step&& step);
-  bool advance();
-  bool busy() const;
-  bool moving() const;
-  void look();
   void answer_requests();
-  void hand_over();
   void check_usable() const;
   std::shared_ptr<Group> find(std::uint32_t number) const;
   const std::vector<std::shared_ptr<Group>>& driven();
   void add(std::uint32_t number, std::shared_ptr<Group> group);
   std::shared_ptr<Group> make_group(std::uint32_t number, std::vector<int> ranks, std::shared_ptr<Arena::Block> memory,
                                     const std::vector<std::size_t>& offsets);
-  bool wants_stages() const override { return timeline_.on(); }
-  void stage(std::uint32_t group, TurnPlayer::Stage stage, std::int64_t begin, std::int64_t end) override;
-  void batch(std::uint32_t group, const std::vector<std::shared_ptr<Operation>>& operations, std::int64_t begin,
-             std::int64_t end) override;
-  void ended(std::uint32_t group, const Operation& operation, bool failed) override;
-  void completed(const std::shared_ptr<Operation>& operation) override;
 
   const Setup setup_;
   const InstructionSet& instruction_set_;
-  std::vector<RankBlock*> ranks_;
+  const std::vector<RankBlock*> ranks_;
   RankBlock& mine_;
-  Timeline timeline_;
-  FlightRecorder recorder_;  // the driver's
-
-  std::mutex role_;
-  std::atomic<int> callers_{0};              // that try to take the role from the engine's thread at this moment
-  std::atomic<int> requests_{0};             // for the role from those who do not drive; who drives gives way
-  std::int64_t next_look_ = 0;               // the driver's
+  Records records_;
   std::uint32_t reports_ = 0;                // the driver's: how many that peers wished for have begun
   std::unique_ptr<StallWatch> stall_watch_;  // the driver's
 
@@ -161,14 +130,8 @@ class Engine : Group::Observer {
   std::vector<std::shared_ptr<Group>> driven_;  // the driver's copy
   std::uint64_t driven_version_ = ~std::uint64_t{0};
 
-  std::mutex told_mutex_;
-  std::condition_variable told_change_;
-  std::vector<std::shared_ptr<Operation>> told_;
-  bool told_closed_ = false;
-
-  std::atomic<bool> stopping_{false}, abandoned_{false};
-  std::atomic<bool> sleeps_for_ever_{false};  // the engine's thread; stored before it looks whether it is idle
-  std::thread thread_;
+  std::atomic<bool> abandoned_{false};
+  Driver driver_;
 };
 
 }  // namespace ringred

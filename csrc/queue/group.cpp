@@ -1,9 +1,6 @@
 #include "csrc/queue/group.h"
 
-#include <poll.h>
-
 #include <algorithm>
-#include <cstdio>
 
 #include "csrc/base/text.h"
 #include "csrc/memory/limits.h"
@@ -13,28 +10,14 @@ namespace ringred {
 namespace {
 
 constexpr std::size_t entries_at_a_time = 256;
-constexpr const char* remedy =
-    " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.";
-
 GroupLayout layout_for(std::size_t size, const Settings& settings) {
   return GroupLayout::of(size, settings.slot_bytes);
-}
-
-bool has_ended(int lifeline) {
-  pollfd descriptor{lifeline, POLLIN, 0};
-  return lifeline >= 0 && ::poll(&descriptor, 1, 0) > 0 && (descriptor.revents & (POLLIN | POLLHUP)) != 0;
 }
 
 Event event_of(TurnPlayer::Stage stage) {
   return stage == TurnPlayer::Stage::copy_in  ? copied_raised
          : stage == TurnPlayer::Stage::reduce ? reduced_raised
                                               : left_raised;
-}
-
-std::string seconds_text(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g s", seconds);
-  return text;
 }
 
 }  // namespace
@@ -296,30 +279,6 @@ void Group::complete(const std::shared_ptr<Operation>& operation, const std::opt
   setup_.observer->completed(operation);
 }
 
-void Group::close(const Error& error, const std::string& reason) {
-  std::vector<std::shared_ptr<Operation>> failing;
-  {
-    const std::lock_guard lock(mutex_);
-    if (closed_) return;
-    closed_.emplace(error);
-    for (const auto& operation : in_flight_)
-      if (operation) failing.push_back(operation);
-  }
-  if (!reason.empty() && mine_.departure.state.load(std::memory_order_relaxed) == Departure::present) {
-    store_text(mine_.departure.reason, reason);
-    mine_.departure.state.store(playing_ ? Departure::broken : Departure::left, std::memory_order_seq_cst);
-    wake_others(departed);
-  }
-  over_ = true;
-  playing_ = false;
-  mine_in_batch_.clear();
-  mine_as_pointers_.clear();
-  movements_.clear();
-  for (const auto& operation : failing)
-    complete(operation, Error(error.kind(), "'" + operation->request.name + "', " + operation->request.describe() +
-                                                ", cannot be completed: " + error.what()));
-}
-
 bool Group::fail_name(const NameHash& name, const std::string& text) {
   if (over_ || !sequencer_ || !sequencer_->fail(name, text)) return false;
   wake_others(logged_raised);
@@ -342,79 +301,6 @@ void Group::note_awaited(const Operation& operation) {
 
 void Group::wake_sequencer() {
   if (!is_sequencer()) ring(setup_.members.front()->bell);
-}
-
-void Group::look(std::int64_t now) {
-  if (in_flight_count_.load(std::memory_order_relaxed) == 0) return;
-  look_at_members();
-  look_at_deadline(now);
-}
-
-// Whether what runs or waits here can go on without a member that takes no further part: it cannot if the step that
-// comes next waits for that member, or if nothing is agreed on that could still run. To be called after the member was
-// seen to have left: what it did before is visible then.
-bool Group::needs(std::size_t member) const {
-  if (playing_) return player_.awaits().member == static_cast<int>(member);
-  return next_record() == nullptr;
-}
-
-void Group::look_at_members() {
-  for (std::size_t member = 0; member < setup_.blocks.size(); ++member) {
-    if (static_cast<int>(member) == setup_.index) continue;
-    const Departure& departure = setup_.blocks[member]->departure;
-    const bool ended = has_ended(setup_.lifelines[member]);
-    const std::uint32_t state = departure.state.load(std::memory_order_seq_cst);
-    const bool gone = state == Departure::broken || ((ended || state == Departure::left) && needs(member));
-    if (!gone || in_flight_count_.load(std::memory_order_relaxed) == 0) continue;
-    const std::string reason = state == Departure::present
-                                   ? end_of(member)
-                                   : "rank " + std::to_string(setup_.ranks[member]) + " " + departure.reason;
-    return close(Error(ErrorKind::peer_lost, reason + "." + remedy), "broke off (" + reason + ")");
-  }
-}
-
-// What is known of the end of a member's process: its first failure, if it could still write it.
-std::string Group::end_of(std::size_t member) const {
-  const RankBlock& block = *setup_.members[member];
-  std::string text = "the process of rank " + std::to_string(setup_.ranks[member]) + " ended";
-  if (block.failed.load(std::memory_order_acquire) == 0) return text;
-  const std::string failure(cut(block.failure, 400));
-  text += ", after " + failure.substr(0, failure.find('\n'));  // the first line sums it up
-  while (text.ends_with('.')) text.pop_back();
-  return text;
-}
-
-void Group::look_at_deadline(std::int64_t now) {
-  const double limit = setup_.settings->timeout_seconds;
-  if (limit <= 0) return;
-  std::shared_ptr<Operation> late;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const auto& operation : in_flight_)
-      if (operation && static_cast<double>(now - operation->submitted) > limit * 1e9) late = operation;
-  }
-  if (!late) return;
-  const std::string reason = "'" + late->request.name + "' has been waiting for " + missing(*late) +
-                             " for more than RINGRED_TIMEOUT_SECONDS=" + seconds_text(limit);
-  close(Error(ErrorKind::timeout, reason + "." + remedy), "broke off (" + reason + ")");
-}
-
-// The members that have not submitted an operation of this name.
-std::string Group::missing(const Operation& operation) const {
-  const Entry& mine = entry(operation.number);
-  std::string text;
-  for (std::size_t member = 0; member < setup_.blocks.size(); ++member) {
-    const GroupBlock& block = *setup_.blocks[member];
-    const auto* entries =
-        reinterpret_cast<const Entry*>(reinterpret_cast<const std::byte*>(&block) + layout_.entries());
-    const std::uint32_t used = block.entries.load(std::memory_order_acquire);
-    const bool submitted = std::any_of(entries, entries + used, [&](const Entry& other) {
-      return other.submissions.load(std::memory_order_acquire) > other.completed.load(std::memory_order_acquire) &&
-             other.hash[0] == mine.hash[0] && other.hash[1] == mine.hash[1];
-    });
-    if (!submitted) text += (text.empty() ? "rank " : ", rank ") + std::to_string(setup_.ranks[member]);
-  }
-  return text.empty() ? "its turn" : text;
 }
 
 void Group::wake_others(Event event) {

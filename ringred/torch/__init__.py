@@ -20,6 +20,7 @@ from ringred import (
     check_replicas,
     cross_rank,
     cross_size,
+    dump_flight_recorder,
     global_process_set,
     init,
     is_initialized,
@@ -31,6 +32,7 @@ from ringred import (
     size,
     start_timeline,
     stop_timeline,
+    stragglers,
 )
 from ringred.torch.arena import empty
 from ringred.torch.builds import (
@@ -116,6 +118,8 @@ __all__ = [
     "broadcast_parameters",
     "ccl_built",
     "check_replicas",
+    "dump_flight_recorder",
+    "stragglers",
     "cross_rank",
     "cross_size",
     "cuda_built",

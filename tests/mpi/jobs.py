@@ -104,6 +104,13 @@ class Job:
         self._directory.cleanup()
 
 
+def check(ended: list[Ended], *statuses: int) -> None:
+    """Fail with what the ranks printed unless they ended like this; all with 0 if nothing is said."""
+    expected = list(statuses) or [0] * len(ended)
+    told = "\n".join(f"rank {rank} ended with {one.status}: {one.text}" for rank, one in enumerate(ended))
+    assert [one.status for one in ended] == expected, told
+
+
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without what launchers and ringred read."""
     kept = {

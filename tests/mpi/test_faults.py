@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import Ended, run_ranks
+from jobs import check, run_ranks
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -41,13 +41,6 @@ def nothing_in_shared_memory() -> Iterator[None]:
 def shared_segments() -> set[Path]:
     """What lies in /dev/shm, but for segments of Open MPI, whose jobs may come and go beside these tests."""
     return {path for path in Path("/dev/shm").iterdir() if not path.name.startswith("sm_segment")}
-
-
-def check(ended: list[Ended], *statuses: int) -> None:
-    """Fail with what the ranks printed unless they ended like this; all with 0 if nothing is said."""
-    expected = list(statuses) or [0] * len(ended)
-    told = "\n".join(f"rank {rank} ended with {one.status}: {one.text}" for rank, one in enumerate(ended))
-    assert [one.status for one in ended] == expected, told
 
 
 # Death and departure
@@ -241,7 +234,7 @@ def test_stall_report(level: str) -> None:
     ended = run_ranks(2, program, settings={"RINGRED_STALL_SECONDS": "0.2", "RINGRED_LOG_LEVEL": level})
     check(ended)
     assert ended[1].text == ""
-    reports = ended[0].text.count("ringred: rank 0 waits for rank 1 in call 1, allreduce(op=Average")
+    reports = ended[0].text.count("rank 0 waits for rank 1 in call 1, allreduce(op=Average")
     assert reports == (1 if level == "warning" else 0)
 
 
