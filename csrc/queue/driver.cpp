@@ -100,7 +100,8 @@ class Driver::Caller {
     if (must_give_way()) return false;
     if (driver_.role_.try_lock()) return true;
     driver_.callers_.fetch_add(1, std::memory_order_seq_cst);
-    const bool taken = pause([&] { return operation_.done() || driver_.role_.try_lock(); }) && !operation_.done();
+    bool taken = false;  // it may be, with the operation done just before
+    pause([&] { return operation_.done() || (taken = driver_.role_.try_lock()); });
     driver_.callers_.fetch_sub(1, std::memory_order_seq_cst);
     return taken;
   }

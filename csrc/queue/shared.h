@@ -1,19 +1,20 @@
 // What the engines of a node share: one RankBlock for each rank and one GroupBlock for each rank and group, both in the
 // rank's own segment, zero when new.
 //
-// Invariant: every word has one writer, the rank in whose segment it lies, but for a doorbell, which its owner sets and
-// peers clear, and a request, which a peer raises.
+// Invariant: every word has one writer, the rank in whose segment it lies, but for the bell, which its owner sets and
+// peers clear, and for `requests` and `reports`, which peers raise.
 //
 // How operations are agreed on, in one group:
 //   1. Submit. A rank finds the name's number: an entry of its own table, known since the name's first appearance. It
 //      fills in the entry, raises the entry's word `submissions` by one (seq_cst), appends the number to its ring and
-//      raises `tail` (seq_cst). Then it rings the sequencer, the group's first rank.
+//      raises `tail` (seq_cst).
 //   2. Agree. The sequencer reads the rings of all members. When every member that has not joined has submitted a name,
 //      it compares their fingerprints and appends a record to the order log, which all follow: a batch of operations
-//      (each given by its number on every rank), or a failure with its text. It raises `logged` (seq_cst), rings all.
+//      (each given by its number on every rank), or a failure with its text. It raises `logged` (seq_cst).
 //   3. Execute. Each member takes the records in order. A batch is moved in turns through the staging slots, see
 //      turns.h. When it has finished a record it raises `consumed` (seq_cst); the sequencer uses a record's place again
 //      when all have consumed it.
+// Whoever raises a word then rings the members that have said that they wait for that: see GroupBlock::awaits, bell.h.
 // An entry is written again only by its owner, only after its operation has completed there: by then the sequencer has
 // read it, and nobody else does but reports, which read racing text on purpose.
 #pragma once
@@ -74,7 +75,8 @@ struct RankBlock {
   alignas(64) std::atomic<std::int64_t> failed;
   char failure[failure_bytes];
 
-  // The synchronous call (rr.*) in which the rank waits for long: the text, then the time since when; 0: none.
+  // The synchronous call (rr.*) in which the rank waits for long: the sentence, "rank 0 waits for rank 1 in ...", then
+  // the time since when; 0: none.
   alignas(64) std::atomic<std::int64_t> waiting_since;
   char waiting_in[1024];
 
@@ -169,8 +171,8 @@ struct GroupBlock {
   alignas(64) std::atomic<std::uint32_t> awaits;
   std::atomic<std::uint32_t> joined;  // for reports: 1 while this rank has joined
 
-  // The sequencer's: who was late. For each member, of the operations in which it was last: how many, and by how many
-  // nanoseconds behind the first but one... see sequencer.h.
+  // The sequencer's: who was late. For each member, of the operations that it was the last to submit: how many, and how
+  // many nanoseconds after the last but one, together.
   alignas(64) std::atomic<std::uint64_t> agreed;  // operations
   struct Lateness {
     std::atomic<std::uint64_t> times, nanoseconds;
