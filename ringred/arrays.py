@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.ma import MaskedArray
 from numpy.typing import DTypeLike, NDArray
 
+from ringred.arguments import shown
 from ringred.errors import SystemError, UsageError
 from ringred.world import communicator
 
@@ -30,13 +32,22 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[
 
     Raises:
         SystemError: the memory is not to be had; the text says need, have and remedy.
-        UsageError: init() was not called, an extent is negative, or the dtype holds objects.
+        UsageError: init() was not called, the shape is no extents or has a negative one, or the dtype is none that
+            numpy knows, or holds objects.
     """
     arena = communicator()
-    extents = tuple(operator.index(extent) for extent in (shape if np.iterable(shape) else (shape,)))
+    try:
+        extents = tuple(operator.index(extent) for extent in (shape if np.iterable(shape) else (shape,)))
+    except TypeError:
+        raise UsageError(f"shape must be an int or ints: it is {shown(shape)}.") from None
     if any(extent < 0 for extent in extents):
         raise UsageError(f"Extents must not be negative: shape is {extents}.")
-    kind = np.dtype(dtype)
+    try:
+        kind = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"dtype must be one that numpy knows: it is {dtype!r} ({error}). For tensors use ringred.torch.empty."
+        ) from None
     if kind.hasobject:
         raise UsageError(f"An array in the arena holds plain values, no Python objects: dtype is {kind}.")
     nbytes = math.prod(extents) * kind.itemsize
@@ -75,6 +86,11 @@ def like(array: Array) -> Array:
 def as_numpy(array: Array) -> NDArray[Any]:
     """A numpy view of anything with the buffer protocol or DLPack."""
     if isinstance(array, np.ndarray):
+        if isinstance(array, MaskedArray):
+            raise UsageError(
+                "An array must not be masked, since masks are not combined: pass its data, or fill it "
+                "(array.filled()), or drop what is masked (array.compressed())."
+            )
         return array
     try:
         return np.asarray(memoryview(array))

@@ -20,18 +20,19 @@ All raise:
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, SupportsIndex, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ringred import _core
 from ringred.adasum import adasum
+from ringred.arguments import check_name, checked_factors, checked_op
 from ringred.arrays import Array, contiguous, is_tensor, like
 from ringred.errors import UsageError
 from ringred.handles import Handle
 from ringred.ops import Op
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.submission import adopted, listed, new_array, start, start_into, with_rows
 
 Parameters = ParamSpec("Parameters")
@@ -137,15 +138,22 @@ def grouped_allgather_async(
 
 
 def gathered_async(
-    arrays: Sequence[Array], *, name: str | None = None, process_set: ProcessSet = global_process_set
+    arrays: Sequence[Array],
+    *,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+    op: Op = Op.Sum,
 ) -> Handle[list[tuple[Array, list[int]]]]:
-    """grouped_allgather_async that tells for each array also how many rows came from each rank of the set."""
+    """grouped_allgather_async that tells for each array also how many rows came from each rank of the set.
+
+    The op combines nothing: ranks compare it, for callers who combine what they gathered.
+    """
     sources = [with_rows(array, "allgather") for array in listed(arrays, "grouped_allgather")]
 
     def finish(operation: _core.Operation) -> list[tuple[Array, list[int]]]:
         return [(adopted(one, like), one[1]) for one, like in zip(operation.results(), sources, strict=True)]
 
-    return start(process_set, "allgather", name, sources, None, finish)
+    return start(process_set, "allgather", name, sources, None, finish, op=op)
 
 
 def broadcast_async(
@@ -204,7 +212,7 @@ def alltoall_async(
         are of that library too, else int64.
     """
     source = with_rows(array, "alltoall")
-    counts = _checked_splits(splits, source.shape[0], process_set.size())
+    counts = _checked_splits(splits, source.shape[0], checked_set(process_set).size())
 
     def finish(operation: _core.Operation) -> Any:
         received = operation.results()[0]
@@ -314,11 +322,13 @@ def _allreduce(
 ) -> Handle[Any]:
     if wire not in (None, *WIRES):
         raise UsageError(f"wire must be one of {', '.join(WIRES)}, or None for no other type: it is {wire!r}.")
-    op = _checked_op(op, "allreduce", Op)
+    op = checked_op(op, "allreduce")
+    factors = checked_factors(factors)
     if op == Op.Adasum:
         if wire is not None:
             raise UsageError(f"Adasum sends values as they are: wire must be None, it is {wire!r}.")
-        return adasum(sources, targets, pick, name, factors[0] * factors[1], process_set)
+        check_name(name)
+        return adasum(sources, targets, pick, name, factors[0] * factors[1], checked_set(process_set))
     return start_into(process_set, "allreduce", name, sources, targets, pick(targets), op, factors, wire=wire or "")
 
 
@@ -334,9 +344,10 @@ def _reducescatter(
     factors: tuple[float, float],
     process_set: ProcessSet,
 ) -> Handle[Any]:
-    op = _checked_op(op, "reducescatter", (Op.Sum, Op.Average))
+    op = checked_op(op, "reducescatter", (Op.Sum, Op.Average))
+    factors = checked_factors(factors)
     sources = [with_rows(array, "reducescatter") for array in arrays]
-    rank, size = process_set.rank(), process_set.size()
+    rank, size = checked_set(process_set).rank(), process_set.size()
     targets = [
         new_array((source.shape[0] // size + (rank < source.shape[0] % size), *source.shape[1:]), source)
         for source in sources
@@ -344,20 +355,9 @@ def _reducescatter(
     return start_into(process_set, "reducescatter", name, sources, targets, pick(targets), op, factors)
 
 
-def _checked_op(op: Any, function: str, known: Iterable[Op]) -> Op:
-    if isinstance(op, Op) and op in known:
-        return op
-    for one in known:
-        if isinstance(op, int) and op == one:
-            return one
-    raise UsageError(f"{function} knows {', '.join(one.name for one in known)}: op is {op!r}.")
-
-
 def _root(root_rank: int, process_set: ProcessSet) -> int:
     """The root's rank within the set, of its rank in the world."""
-    if not isinstance(root_rank, SupportsIndex):
-        raise UsageError(f"root_rank must be a rank of the world: it is {root_rank!r}.")
-    return process_set.rank_of(operator.index(root_rank), "root_rank")
+    return checked_set(process_set).rank_of(root_rank, "root_rank")
 
 
 def _checked_splits(splits: Any, rows: int, size: int) -> list[int]:

@@ -111,7 +111,7 @@ def _communicator_of(mpi: Any, comm: Any) -> Any:
             raise UsageError("Only the ranks of a communicator call init() with it: this one has COMM_NULL.")
         return comm
     try:
-        ranks = [operator.index(rank) for rank in comm]
+        ranks = sorted(operator.index(rank) for rank in comm)  # in one order on all ranks, as Create_group needs
     except TypeError:
         raise UsageError(f"comm must be an mpi4py communicator, a list of ranks or None: it is {comm!r}.") from None
     size, own = mpi.COMM_WORLD.Get_size(), mpi.COMM_WORLD.Get_rank()

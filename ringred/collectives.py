@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import operator
-from typing import SupportsIndex
+from numbers import Integral
 
 from ringred import _core
+from ringred.arguments import check_text, checked_op, shown
 from ringred.arrays import Array, contiguous, like
 from ringred.errors import UsageError
 from ringred.ops import Op
 from ringred.world import communicator
+
+_OPS = (Op.Sum, Op.Average, Op.Min, Op.Max, Op.Product)
+"""What a synchronous allreduce knows."""
 
 
 def barrier() -> None:
@@ -38,6 +41,7 @@ def allreduce(array: Array, op: Op = Op.Average, *, out: Array = None, tag: str 
         MismatchError: ranks differ in dtype, shape, op or tag; raised on all ranks, and the next call works.
         PeerLostError, TimeoutError: a rank died, left or did not come.
     """
+    op = _checked(op, tag)
     source = contiguous(array)
     result = like(source) if out is None else out
     communicator().allreduce(source, result, op, tag)
@@ -46,7 +50,7 @@ def allreduce(array: Array, op: Op = Op.Average, *, out: Array = None, tag: str 
 
 def allreduce_(array: Array, op: Op = Op.Average, *, tag: str = "") -> Array:
     """Combine all ranks' arrays in place and return `array`, which must be contiguous and writable. See allreduce."""
-    return communicator().allreduce_(array, op, tag)
+    return communicator().allreduce_(array, _checked(op, tag), tag)
 
 
 def broadcast(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
@@ -66,9 +70,10 @@ def broadcast(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
 def broadcast_(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
     """Overwrite `array` with the root's, and return it. It must be contiguous and writable. See broadcast."""
     world = communicator()
-    if not (isinstance(root_rank, SupportsIndex) and 0 <= operator.index(root_rank) < world.size):
-        raise UsageError(f"root_rank must be a rank, 0 to {world.size - 1}: it is {root_rank!r}.")
-    return world.broadcast_(array, root_rank, tag)
+    _checked(Op.Sum, tag)
+    if not (isinstance(root_rank, Integral) and 0 <= root_rank < world.size):
+        raise UsageError(f"root_rank must be a rank, 0 to {world.size - 1}: it is {shown(root_rank)}.")
+    return world.broadcast_(array, int(root_rank), tag)
 
 
 def plan_allreduce(array: Array, op: Op = Op.Sum, *, tag: str = "") -> _core.AllreducePlan:
@@ -78,4 +83,11 @@ def plan_allreduce(array: Array, op: Op = Op.Sum, *, tag: str = "") -> _core.All
     where the others call theirs, or allreduce_ with the same dtype, shape, op and tag. The plan keeps the array alive
     and ends with shutdown(). Errors are those of allreduce.
     """
-    return _core.AllreducePlan(communicator(), array, op, tag)
+    return _core.AllreducePlan(communicator(), array, _checked(op, tag), tag)
+
+
+def _checked(op: Op, tag: str) -> Op:
+    """The op that is meant, after a look at the tag; nearly free where both are of the right type."""
+    if type(tag) is not str or not tag.isascii():
+        check_text(tag, "tag")
+    return op if type(op) is Op else checked_op(op, "rr.allreduce", _OPS)

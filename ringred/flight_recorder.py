@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from ringred.arguments import check_path
+from ringred.errors import UsageError
+
 
 class Source(Protocol):
     """What is needed of an engine."""
@@ -26,12 +29,19 @@ def dump_flight_recorder(path: str | os.PathLike[str] | None = None) -> str:
         path: where to write the text as well; in a directory that exists, to a file for each rank.
 
     Raises:
-        UsageError: init() was not called.
-        OSError: the file cannot be written.
+        UsageError: init() was not called, this is no path, or the file cannot be written.
     """
     from ringred import world
 
-    return write(world.engine(), path)
+    if path is not None:
+        check_path(path, "dump_flight_recorder")
+    try:
+        return write(world.engine(), path)
+    except OSError as error:
+        raise UsageError(
+            f"dump_flight_recorder needs a file that this rank may write: {path!r} is none "
+            f"({error.strerror or error}). Give a path in a directory that exists, or leave it out."
+        ) from error
 
 
 def write(engine: Source, path: str | os.PathLike[str] | None) -> str:

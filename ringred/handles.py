@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ringred import _core, world
+from ringred.arguments import shown
 from ringred.callbacks import CallbackThread, run_action, thread_of
 from ringred.errors import UsageError
 
@@ -69,12 +70,21 @@ class Handle(Generic[Result]):
         Callbacks run on ringred's callback thread, one after the other, so they should be short; one that waits for
         another operation holds up all others. After shutdown() they run at once, on the caller's thread. What a
         callback raises is printed to stderr.
+
+        Raises:
+            UsageError: it cannot be called.
         """
         raise NotImplementedError
 
     def then(self, function: Callable[[Result], Other]) -> Handle[Other]:
         """A handle of the same operation whose result is `function(result)`, called once, by whoever waits first."""
         return JoinedHandle(self.name, [self], lambda results: function(results[0]))
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise UsageError(
+            f"A handle belongs to an operation of this process: {self!r} cannot be pickled or copied. Send or copy the "
+            "result, which wait() returns."
+        )
 
     def _await(self) -> None:
         """Wait for the end of all operations; raise the first error, on every call."""
@@ -114,6 +124,7 @@ class OperationHandle(Handle[Result]):
         return self._operation.done()
 
     def add_done_callback(self, callback: Callable[[Handle[Result]], object]) -> None:
+        _check_callback(callback)
         thread_of(self._engine).when_done(self._operation, partial(callback, self))
 
     def _await(self) -> None:
@@ -139,6 +150,7 @@ class JoinedHandle(Handle[Result]):
         return all(part.poll() for part in self._parts)
 
     def add_done_callback(self, callback: Callable[[Handle[Result]], object]) -> None:
+        _check_callback(callback)
         lock, left = threading.Lock(), len(self._parts)
 
         def part_done(_: Handle[Any]) -> None:
@@ -190,6 +202,7 @@ class ChainedHandle(Handle[Result]):
         return self._ended.is_set()
 
     def add_done_callback(self, callback: Callable[[Handle[Result]], object]) -> None:
+        _check_callback(callback)
         with self._lock:
             if not self._ended.is_set():
                 self._callbacks.append(callback)
@@ -234,6 +247,11 @@ class ChainedHandle(Handle[Result]):
 
 
 Pending = Handle
+
+
+def _check_callback(callback: Any) -> None:
+    if not callable(callback):
+        raise UsageError(f"add_done_callback takes a function of the handle: this is {shown(callback)}.")
 
 
 def poll(handle: Handle[Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ringred import world
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def stragglers(process_set: ProcessSet = global_process_set) -> list[Straggler]:
     Raises:
         UsageError: init() was not called, the set is not registered, or this rank is no member.
     """
-    late = world.engine().stragglers(process_set.group())
+    late = world.engine().stragglers(checked_set(process_set).group())
     waited = world.communicator().waited()
     rows = [Straggler(rank, *row, waited[rank][1]) for rank, row in zip(process_set.ranks, late, strict=True)]
     return sorted(rows, key=lambda row: (-row.seconds - row.waited_seconds, row.rank))

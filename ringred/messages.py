@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ringred import _core
+from ringred.ops import Op
 
 Received: TypeAlias = "tuple[_core.Result, list[int]]"
 """What the engine received for one array: the memory, and the rows that came from each rank of the group."""
@@ -19,8 +20,9 @@ def exchange(engine: _core.Engine, group: int, name: str | None, message: bytes 
 
     Messages differ in length as they like, and may be longer than 32 bits can say; each has a byte at least.
     """
-    column = np.frombuffer(message, np.uint8)[:, None]  # so that no user's allgather of bytes is taken for a message
-    operation = engine.submit(group, "allgather", name, [column], None)
+    column = np.frombuffer(message, np.uint8)[:, None]
+    # The op is a marker: a user's allgather of bytes has Sum, so neither is taken for the other where names agree.
+    operation = engine.submit(group, "allgather", name, [column], None, Op.Product)
     operation.wait()
     return divided(operation.results()[0])
 

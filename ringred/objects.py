@@ -3,7 +3,7 @@
 A message is a header and, from those who send an object, its pickle:
 
     call          what this rank calls
-    outcome       whether it could pickle its object
+    outcome       whether it could pickle its object, and if not whether it has cloudpickle
     root          the world rank whose object this rank wants, -1 for everybody's
     payload       the pickle, or the text of the failure
 
@@ -13,19 +13,21 @@ tells the others instead of leaving them to wait.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
 from typing import Any, NamedTuple
 
 from ringred import world
-from ringred.errors import MismatchError, UsageError
+from ringred.arguments import check_name
+from ringred.errors import MismatchError, RingredError, UsageError
 from ringred.messages import by_rank, exchange
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 
 _HEADER = struct.Struct("<ccq")
 _BROADCAST, _GATHER = b"B", b"G"
-_GOOD, _FAILED = b"+", b"-"
+_GOOD, _FAILED, _FAILED_WITHOUT_CLOUDPICKLE = b"+", b"-", b"0"
 
 
 class _Part(NamedTuple):
@@ -33,7 +35,7 @@ class _Part(NamedTuple):
 
     rank: int  # in the world
     call: str
-    failed: bool
+    outcome: bytes
     payload: memoryview
 
 
@@ -53,7 +55,8 @@ def broadcast_object(
         MismatchError: ranks disagree about the root, or call something else; raised on all ranks.
         PeerLostError, TimeoutError: a rank died, left or did not come.
     """
-    root = process_set.rank_of(root_rank, "root_rank")
+    check_name(name)
+    root = checked_set(process_set).rank_of(root_rank, "root_rank")
     here = process_set.rank() == root
     message = _message(_BROADCAST, root_rank, obj) if here else (_header(_BROADCAST, _GOOD, root_rank), None)
     part = _exchange(*message, name, process_set)[root]
@@ -65,6 +68,8 @@ def allgather_object(obj: Any, name: str | None = None, process_set: ProcessSet 
 
     Arguments and errors are those of broadcast_object, where every rank is a root.
     """
+    check_name(name)
+    checked_set(process_set)
     return [_unpickled(part) for part in _exchange(*_message(_GATHER, -1, obj), name, process_set)]
 
 
@@ -72,25 +77,31 @@ def _header(call: bytes, outcome: bytes, root: int) -> bytes:
     return _HEADER.pack(call, outcome, root)
 
 
-def _message(call: bytes, root: int, obj: Any) -> tuple[bytes | memoryview, Exception | None]:
+def _message(call: bytes, root: int, obj: Any) -> tuple[bytes | memoryview, BaseException | None]:
     """The message with this object, or with what was raised when it was pickled."""
     file = io.BytesIO()
     file.write(_header(call, _GOOD, root))
     try:
         _pickle(obj, file)
-    except Exception as error:
-        return _header(call, _FAILED, root) + f"{type(error).__name__}: {error}".encode(), error
+    except BaseException as error:  # SystemExit, KeyboardInterrupt: the peers must hear of these as well
+        outcome = _FAILED if _cloudpickle() is not None else _FAILED_WITHOUT_CLOUDPICKLE
+        return _header(call, outcome, root) + _text_of(error).encode(errors="replace"), error
     return file.getbuffer(), None
+
+
+def _text_of(error: BaseException) -> str:
+    """What is said of an error of the user's code, whose str() may raise itself."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, whose str() raises"
 
 
 def _pickle(obj: Any, file: io.BytesIO) -> None:
     try:
         pickle.dump(obj, file, pickle.HIGHEST_PROTOCOL)
     except Exception:
-        try:
-            import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
-        except ImportError:
-            cloudpickle = None
+        cloudpickle = _cloudpickle()
         if cloudpickle is None:
             raise
         file.truncate(_HEADER.size)
@@ -98,20 +109,39 @@ def _pickle(obj: Any, file: io.BytesIO) -> None:
         cloudpickle.dump(obj, file)
 
 
+def _cloudpickle() -> Any:
+    """The module, or None where it is not installed."""
+    try:
+        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return None
+    return cloudpickle
+
+
 def _exchange(
-    message: bytes | memoryview, error: Exception | None, name: str | None, process_set: ProcessSet
+    message: bytes | memoryview, error: BaseException | None, name: str | None, process_set: ProcessSet
 ) -> list[_Part]:
+    if error is not None and not isinstance(error, Exception):
+        with contextlib.suppress(RingredError):
+            exchange(world.engine(), process_set.group(), name, message)
+        raise error
     received = exchange(world.engine(), process_set.group(), name, message)
     parts = [_parsed(rank, part) for rank, part in zip(process_set.ranks, received, strict=True)]
     calls = [part.call for part in parts]
     if len(set(calls)) > 1:
         said = by_rank(calls, process_set.ranks)
         raise MismatchError(f"All ranks must call the same function with the same root_rank: it is {said}.")
-    failures = [f"that of rank {part.rank} cannot ({str(part.payload, 'utf-8')})" for part in parts if part.failed]
+    failures = [
+        f"that of rank {part.rank} cannot ({str(part.payload, 'utf-8')})" for part in parts if part.outcome != _GOOD
+    ]
     if failures:
+        remedy = (
+            "Install cloudpickle for functions and classes that are not at the top of a module."
+            if any(part.outcome == _FAILED_WITHOUT_CLOUDPICKLE for part in parts)
+            else "Send what can be pickled of it, or define __reduce__ for its class."
+        )
         raise UsageError(
-            f"An object must be one that can be pickled to be sent to other ranks: {', '.join(failures)}. Install "
-            "cloudpickle for functions and classes that are not at the top of a module."
+            f"An object must be one that can be pickled to be sent to other ranks: {', '.join(failures)}. {remedy}"
         ) from error
     return parts
 
@@ -119,7 +149,7 @@ def _exchange(
 def _parsed(rank: int, part: memoryview) -> _Part:
     kind, outcome, root = _HEADER.unpack_from(part)
     call = f"broadcast_object with root_rank={root}" if kind == _BROADCAST else "allgather_object"
-    return _Part(rank, call, outcome == _FAILED, part[_HEADER.size :])
+    return _Part(rank, call, outcome, part[_HEADER.size :])
 
 
 def _unpickled(part: _Part) -> Any:
@@ -128,5 +158,5 @@ def _unpickled(part: _Part) -> Any:
     except Exception as error:
         raise UsageError(
             f"What rank {part.rank} sent must be importable here: its object of {len(part.payload)} bytes cannot be "
-            f"unpickled ({type(error).__name__}: {error}). Both ranks need the same modules."
+            f"unpickled ({_text_of(error)}). Both ranks need the same modules."
         ) from error

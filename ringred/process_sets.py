@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 from ringred import world
+from ringred.arguments import shown
 from ringred.errors import UsageError
 from ringred.registrar import Registrar, reset
 from ringred.registrar import current as _registrar
@@ -22,6 +24,7 @@ from ringred.registrar import current as _registrar
 __all__ = [
     "ProcessSet",
     "add_process_set",
+    "checked_set",
     "describe",
     "global_process_set",
     "process_set_ids",
@@ -77,8 +80,12 @@ class ProcessSet:
         """The number of a world rank among the members. `who` says in the error what rank this is.
 
         Raises:
-            UsageError: it is no member.
+            UsageError: it is no member, or no integer.
         """
+        if not isinstance(world_rank, Integral):
+            raise UsageError(
+                f"{who} must be a rank of the world, an int: it is {shown(world_rank)}. Convert it with int()."
+            )
         try:
             return self._members().index(world_rank)
         except ValueError:
@@ -153,6 +160,20 @@ global_process_set: ProcessSet = GlobalProcessSet()
 """All ranks of the world. What every function takes unless it is told otherwise."""
 
 
+def checked_set(process_set: Any) -> ProcessSet:
+    """The argument process_set of any function.
+
+    Raises:
+        UsageError: it is no ProcessSet.
+    """
+    if not isinstance(process_set, ProcessSet):
+        raise UsageError(
+            f"process_set must be a ProcessSet: it is {shown(process_set)}. Make one "
+            "with add_process_set, or leave it out for all ranks."
+        )
+    return process_set
+
+
 def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
     """Register a process set with all ranks, and return it. Collective over the world, members or not.
 
@@ -179,9 +200,10 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     Its operations in flight fail, and so does every later use. The same object may be added again.
 
     Raises:
+        UsageError: it is no ProcessSet.
         MismatchError: ranks ask for different sets; raised on all ranks, naming them.
     """
-    number = process_set.process_set_id
+    number = checked_set(process_set).process_set_id
     if not number:
         return False
     _registrar().remove(number)

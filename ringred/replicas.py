@@ -23,7 +23,7 @@ from ringred import _core, world
 from ringred.arrays import Array, contiguous, is_tensor
 from ringred.errors import MismatchError, ReplicaError, UsageError
 from ringred.messages import exchange
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 
 Bytes = NDArray[np.uint8]
 Hashes = NDArray[np.uint64]
@@ -100,7 +100,7 @@ class _Group:
     """The ranks that compare, and how they talk: bytes, under names of their own."""
 
     def __init__(self, process_set: ProcessSet) -> None:
-        self.ranks: Sequence[int] = process_set.ranks
+        self.ranks: Sequence[int] = checked_set(process_set).ranks
         self._engine = world.engine()
         self._number = process_set.group()
 

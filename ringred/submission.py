@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ringred import _core, world
+from ringred.arguments import check_name
 from ringred.arrays import Array, contiguous, is_tensor
 from ringred.errors import UsageError
 from ringred.handles import OperationHandle
 from ringred.messages import Received
 from ringred.ops import Op
-from ringred.process_sets import ProcessSet
+from ringred.process_sets import ProcessSet, checked_set
 
 Result = TypeVar("Result")
 
@@ -32,10 +33,9 @@ def start(
     **options: Any,
 ) -> OperationHandle[Result]:
     """Submit one operation to the engine; `finish` builds the result after its good end."""
-    if not isinstance(process_set, ProcessSet):
-        raise UsageError(f"process_set must be a ProcessSet: it is {process_set!r}. Make one with add_process_set.")
+    check_name(name)
     engine = world.engine()
-    operation = engine.submit(process_set.group(), kind, name, inputs, outputs, **options)
+    operation = engine.submit(checked_set(process_set).group(), kind, name, inputs, outputs, **options)
     return OperationHandle(operation, lambda: finish(operation), engine)
 
 
@@ -52,10 +52,9 @@ def start_into(
     wire: str = "",
 ) -> OperationHandle[Result]:
     """Submit one operation that fills `outputs`, of which `result` is made: the short way, a third of the time."""
-    if not isinstance(process_set, ProcessSet):
-        raise UsageError(f"process_set must be a ProcessSet: it is {process_set!r}. Make one with add_process_set.")
+    check_name(name)
     engine = world.engine()
-    group = process_set.group()
+    group = checked_set(process_set).group()
     operation = engine.submit(group, kind, name, inputs, outputs, op, factors[0], factors[1], root, wire)
     return OperationHandle(operation, None, engine, result)
 

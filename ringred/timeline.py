@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from ringred.arguments import check_path
 from ringred.errors import UsageError
 
 FLUSH_SECONDS = 1.0
@@ -151,10 +152,12 @@ def start_timeline(path: str | os.PathLike[str], mark_cycles: bool = False) -> N
         mark_cycles: there are no cycles; accepted because Horovod has it.
 
     Raises:
-        UsageError: init() was not called, a timeline is being written already, or the file cannot be written.
+        UsageError: init() was not called, a timeline is being written already, this is no path, or the file cannot be
+            written.
     """
     from ringred import world
 
+    check_path(path, "start_timeline")
     begin(world.engine(), path)
 
 

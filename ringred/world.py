@@ -43,8 +43,11 @@ LONGEST_MEETING_SECONDS = 1800.0
 
 FORKED = (
     "A forked child cannot take part in its parent's collectives: this process was forked from one that called "
-    "ringred.init(). Start ranks with mpirun, and data loaders with multiprocessing_context='forkserver'."
+    "ringred.init(). Let only the ranks call it; workers of data loaders may ask for rank() and size()."
 )
+
+RANK_MARK = "_RINGRED_RANK"
+"""The environment variable by which the children of a rank know that they are: the rank's process, and its launch."""
 
 _lock = threading.Lock()
 _world: World | None = None
@@ -75,6 +78,7 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             return
         if _world is not None and _world.communicator.size > 1:
             raise UsageError(FORKED)  # it would meet its parent's peers in its parent's name
+        _check_is_rank()
         _generation += 1
         sets = _checked_sets(process_sets)
         _world = _connect(_generation, comm, sets)
@@ -84,6 +88,8 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             _end(_world, "its init() failed")
             _world = None
             raise
+        if _world.engine.size > 1:
+            os.environ[RANK_MARK] = f"{os.getpid()} {_launched_as()}"
 
 
 def shutdown() -> None:
@@ -91,8 +97,12 @@ def shutdown() -> None:
     arrays made by empty() stay valid."""
     global _world
     with _lock:
-        left, _world = _world, None
-        if left is not None and not left.forked:
+        left = _world
+        if left is not None and left.forked:
+            return  # a forked child stays one: it may not meet its parent's peers
+        _world = None
+        if left is not None:
+            os.environ.pop(RANK_MARK, None)
             _end(left, "it called shutdown()")
     _let_helpers_end()
 
@@ -130,23 +140,23 @@ def mpi_communicator() -> Any:
 
 
 def rank() -> int:
-    """This process's number among all ranks, 0 to size() - 1."""
-    return communicator().rank
+    """This process's number among all ranks, 0 to size() - 1. In a forked child, its parent's."""
+    return _known().communicator.rank
 
 
 def size() -> int:
     """The number of ranks."""
-    return communicator().size
+    return _known().communicator.size
 
 
 def local_rank() -> int:
-    """This process's number among the ranks of its node."""
-    return communicator().rank
+    """This process's number among the ranks of its node. In a forked child, its parent's."""
+    return _known().communicator.rank
 
 
 def local_size() -> int:
     """The number of ranks on this node."""
-    return communicator().size
+    return _known().communicator.size
 
 
 def cross_rank() -> int:
@@ -159,6 +169,31 @@ def cross_size() -> int:
     """The number of nodes that have a rank with this local rank. One node for now, so 1."""
     communicator()
     return 1
+
+
+def _known() -> World:
+    """The world, also in a forked child, whose data loaders want to know which rank they work for."""
+    if _world is None:
+        communicator()
+    assert _world is not None
+    return _world
+
+
+def _launched_as() -> str:
+    """What tells one launch of a rank from another."""
+    names = ("PMIX_NAMESPACE", "PMIX_RANK", "PMI_RANK", "PMI_FD", "PMI_PORT", "RANK", "MASTER_PORT")
+    return "/".join(os.environ.get(name, "") for name in names)
+
+
+def _check_is_rank() -> None:
+    """Raise in a process that a rank has started, as data loaders do, with the rank's launch in its environment."""
+    process, _, launched = os.environ.get(RANK_MARK, "").partition(" ")
+    if process and int(process) != os.getpid() and launched == _launched_as():
+        raise UsageError(
+            f"Only ranks call init(): this process ({os.getpid()}) was started by a rank (process {process}), as "
+            "workers of data loaders and of multiprocessing are, which import the script anew. Put what only ranks do, "
+            "init() first of all, under if __name__ == '__main__'."
+        )
 
 
 def _checked_sets(process_sets: Any) -> list[Any]:

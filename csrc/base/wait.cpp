@@ -53,7 +53,7 @@ class Waiter::LongWait {
  private:
   struct Leave {
     WaitHooks* hooks;
-    ~Leave() {
+    ~Leave() noexcept(false) {  // see WaitHooks::leave
       if (hooks) hooks->leave();
     }
   };

@@ -45,7 +45,7 @@ class WaitHooks {
   virtual ~WaitHooks() = default;
   virtual void enter() {}                     // the wait will be long: a lock that others need may be given up
   virtual bool poll() { return true; }        // every 100 ms and after a signal; false interrupts the wait
-  virtual void leave() {}                     // the wait is over
+  virtual void leave() {}                     // the wait is over; may end the thread by unwinding its stack
   virtual void report(const std::string&) {}  // a sentence for the user: a stall
 };
 

@@ -99,7 +99,7 @@ class Communicator::LongCall {
   LongCall(WaitHooks* hooks, std::size_t bytes) : hooks_(bytes >= long_bytes ? hooks : nullptr) {
     if (hooks_) hooks_->enter();
   }
-  ~LongCall() {
+  ~LongCall() noexcept(false) {  // see WaitHooks::leave
     if (hooks_) hooks_->leave();
   }
 
@@ -272,8 +272,8 @@ bool Communicator::leave(const std::string& reason) {
 void Communicator::abandon() {
   active_.store(nullptr, std::memory_order_release);
   closed_.store(
-      "this process was forked from the one that called init(). Start ranks with mpirun, and data loaders with "
-      "multiprocessing_context='forkserver'.",
+      "this process was forked from the one that called init(). Let only the ranks call it; "
+      "workers of data loaders may ask for rank() and size().",
       std::memory_order_release);
 }
 

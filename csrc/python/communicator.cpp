@@ -19,7 +19,8 @@ namespace {
 
 // Another library's operator is no number of ours, even where it has the same one.
 Op op_of(py::handle op) {
-  const long number = PyLong_Check(op.ptr()) ? PyLong_AsLong(op.ptr()) : -1;
+  const bool is_number = PyLong_Check(op.ptr()) && !PyBool_Check(op.ptr());
+  const long number = is_number ? PyLong_AsLong(op.ptr()) : -1;
   for (const OpInfo& row : op_table)
     if (static_cast<long>(row.op) == number) return row.op;
   PyErr_Clear();  // of a number that no long holds
@@ -105,17 +106,24 @@ class AllreducePlan {
       : communicator_(std::move(communicator)),
         array_(std::move(array)),
         view_(array_, ArrayView::Access::write),
-        storage_(py::hasattr(array_, "untyped_storage") ? array_.attr("untyped_storage")() : py::none()),
+        storage_(KeptArrays::storage_of(array_)),
         tag_(std::move(tag)),
         call_{CallKind::allreduce, op_of(op), view_.dtype(), -1, view_.shape(), tag_},
         reduction_(communicator_->bind(call_, view_.data(), view_.data(), view_.count())) {}
 
   py::object operator()() const {
+    if (storage_) check_memory();
     communicator_->run(call_, reduction_);
     return array_;
   }
 
  private:
+  void check_memory() const {
+    if (reinterpret_cast<std::byte*>(array_.attr("data_ptr")().cast<std::uintptr_t>()) != view_.data())
+      fail_usage(
+          "A plan is bound to the memory that its tensor had: this tensor has other memory by now. Bind it again.");
+  }
+
   std::shared_ptr<Communicator> communicator_;
   py::object array_;
   ArrayView view_;

@@ -21,6 +21,7 @@ class GilHooks : public WaitHooks {
   void enter() override {
     if (depth_++ == 0) state_ = PyEval_SaveThread();
   }
+  // Python ends a thread that takes the GIL while the interpreter ends, by unwinding its stack from here.
   void leave() override {
     if (std::exchange(stalled_, false)) stall_({});
     if (--depth_ == 0) PyEval_RestoreThread(state_);

@@ -7,23 +7,34 @@
 namespace py = pybind11;
 
 namespace ringred {
+namespace {
+
+// Where an output ends that is as long as its input, which are those that users pass in; null for others.
+const std::byte* end_of_output(const Request& request, const Tensor& tensor) {
+  const std::size_t bytes = tensor.count() * info(tensor.dtype).size;
+  const bool alike = request.kind == CallKind::allreduce || request.kind == CallKind::broadcast;
+  return tensor.output != nullptr && alike && bytes > 0 ? tensor.output + bytes : nullptr;
+}
+
+}  // namespace
 
 const ArrayView& KeptArrays::add(py::handle array, ArrayView::Access access) {
   views_.push_back(std::make_unique<ArrayView>(array, access));
   objects_.push_back(py::reinterpret_borrow<py::object>(array));
-  const bool is_buffer = PyObject_CheckBuffer(array.ptr()) != 0;  // then it is no tensor: asking costs an exception
-  if (!is_buffer && py::hasattr(array, "untyped_storage")) {
-    py::object storage = array.attr("untyped_storage")();
-    if (storage.attr("resizable")().cast<bool>()) forbid_resizing(storage);
-    objects_.push_back(std::move(storage));
-  }
+  if (py::object storage = storage_of(array)) objects_.push_back(std::move(storage));
   return *views_.back();
 }
 
-// torch has one way to say so: it holds for a storage that numpy has seen.
-void KeptArrays::forbid_resizing(const py::object& storage) {
-  const py::module_ torch = py::module_::import("torch");
-  torch.attr("empty")(0, py::arg("dtype") = torch.attr("uint8")).attr("set_")(storage).attr("numpy")();
+// torch has one way to forbid it: it does for a storage that numpy has seen.
+py::object KeptArrays::storage_of(py::handle array) {
+  // What has a buffer is no tensor; asking it for an attribute that it lacks costs an exception.
+  if (PyObject_CheckBuffer(array.ptr()) != 0 || !py::hasattr(array, "untyped_storage")) return {};
+  py::object storage = array.attr("untyped_storage")();
+  if (storage.attr("resizable")().cast<bool>()) {
+    const py::module_ torch = py::module_::import("torch");
+    torch.attr("empty")(0, py::arg("dtype") = torch.attr("uint8")).attr("set_")(storage).attr("numpy")();
+  }
+  return storage;
 }
 
 PythonEngine::PythonEngine(Engine::Setup setup) {
@@ -45,14 +56,35 @@ PythonEngine::~PythonEngine() {
 
 std::shared_ptr<Operation> PythonEngine::submit(std::uint32_t group, Request request, KeptArrays kept, bool waits) {
   let_go();
+  check_free(request);
   auto operation = engine_->submit(group, std::move(request), waits);
   in_use_.push_back({operation, std::move(kept)});
+  for (const Tensor& tensor : operation->request.tensors)
+    if (const std::byte* end = end_of_output(operation->request, tensor)) outputs_[end] = {tensor.output, operation};
   return operation;
+}
+
+// Two operations in flight that write to one array would give what chance decides, and other things on other ranks.
+void PythonEngine::check_free(const Request& request) {
+  for (const Tensor& tensor : request.tensors) {
+    const std::byte* end = end_of_output(request, tensor);
+    for (auto other = outputs_.upper_bound(tensor.output); other != outputs_.end() && other->second.begin < end;
+         ++other)
+      if (!other->second.operation->done())
+        fail_usage("An array is the output of one operation at a time: this one is that of '" +
+                   other->second.operation->request.name + "', which is in flight. Synchronize it first.");
+  }
 }
 
 void PythonEngine::let_go() {
   std::vector<InUse> done;  // destroyed last: what goes with it may submit
-  const auto take = [&](InUse& one) { done.push_back(std::move(one)); };
+  const auto take = [&](InUse& one) {
+    for (const Tensor& tensor : one.operation->request.tensors) {
+      const auto known = outputs_.find(end_of_output(one.operation->request, tensor));
+      if (known != outputs_.end() && known->second.operation == one.operation) outputs_.erase(known);
+    }
+    done.push_back(std::move(one));
+  };
   for (; !in_use_.empty() && in_use_.front().operation->done(); in_use_.pop_front()) take(in_use_.front());
   if (in_use_.size() <= 2 * swept_ + 64) return;
   const auto first_done =

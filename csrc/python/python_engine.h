@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <deque>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -21,9 +22,10 @@ class KeptArrays {
  public:
   const ArrayView& add(pybind11::handle array, ArrayView::Access access);
 
- private:
-  static void forbid_resizing(const pybind11::object& storage);
+  // What keeps the memory of a tensor, which may not be resized from now on; nothing for other arrays.
+  static pybind11::object storage_of(pybind11::handle array);
 
+ private:
   std::vector<std::unique_ptr<ArrayView>> views_;
   std::vector<pybind11::object> objects_;
 };
@@ -40,6 +42,7 @@ class PythonEngine {
   void set_stack_source(int signal, int descriptor);
 
  private:
+  void check_free(const Request& request);
   void let_go();
 
   struct InUse {
@@ -52,8 +55,16 @@ class PythonEngine {
   };
   std::shared_ptr<StackSource> stack_source_ = std::make_shared<StackSource>();
   std::unique_ptr<Engine> engine_;
-  std::deque<InUse> in_use_;  // guarded by the GIL
-  std::size_t swept_ = 0;     // how many were in use after the last sweep
+  // Where outputs of operations lie that are in flight, or were a moment ago; by their ends.
+  struct Output {
+    const std::byte* begin;
+    std::shared_ptr<Operation> operation;
+  };
+
+  // Guarded by the GIL.
+  std::deque<InUse> in_use_;
+  std::map<const std::byte*, Output> outputs_;
+  std::size_t swept_ = 0;  // how many were in use after the last sweep
 };
 
 }  // namespace ringred

@@ -63,7 +63,13 @@ void Driver::abandon() {
 }
 
 void Driver::notice(bool at_once) {
-  if (at_once || sleeps_for_ever_.load(std::memory_order_seq_cst)) ring(bell_);
+  if (sleeps_for_ever_.load(std::memory_order_seq_cst)) {
+    // Whatever the bell says: a peer may have died between taking it and waking the thread.
+    bell_.state.store(EngineBell::awake, std::memory_order_seq_cst);
+    futex_wake(bell_.state, INT_MAX, EngineBell::engine_sleeps | EngineBell::caller_sleeps);
+  } else if (at_once) {
+    ring(bell_);
+  }
 }
 
 // One caller's wait, with the role or without.
@@ -75,8 +81,8 @@ class Driver::Caller {
   void run() {
     while (!operation_.done()) {
       if (take_role()) {
+        const std::lock_guard role(driver_.role_, std::adopt_lock);
         drive();
-        driver_.role_.unlock();
       } else if (!operation_.done()) {
         // The one who drives, or the engine's thread, does not know yet what this one has submitted.
         note_awaited();
@@ -166,7 +172,7 @@ void Driver::wait(Operation& operation, WaitHooks& hooks) {
   struct Inside {
     WaitHooks& hooks;
     explicit Inside(WaitHooks& own) : hooks(own) { hooks.enter(); }
-    ~Inside() { hooks.leave(); }
+    ~Inside() noexcept(false) { hooks.leave(); }  // see WaitHooks::leave
   } inside(hooks);
   Caller(*this, operation, hooks).run();
 }

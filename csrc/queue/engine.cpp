@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <new>
 
 #include "csrc/base/text.h"
 #include "csrc/queue/bell.h"
@@ -15,7 +14,7 @@ namespace {
 constexpr const char* after_shutdown = "ringred has been shut down on this rank. Call init(), and submit again.";
 constexpr const char* after_fork =
     "A forked child cannot take part in its parent's collectives: this process was forked from one that called "
-    "ringred.init(). Start ranks with mpirun, and data loaders with multiprocessing_context='forkserver'.";
+    "ringred.init(). Let only the ranks call it; workers of data loaders may ask for rank() and size().";
 
 RankBlock* rank_block(std::byte* base, std::size_t offset) {
   return reinterpret_cast<RankBlock*>(base + offset);
@@ -94,7 +93,7 @@ std::shared_ptr<Operation> Engine::submit(std::uint32_t number, Request request,
     fail_usage("Operations need a registered process set, and this rank has to be in it: there is none with number " +
                std::to_string(number) + " here. Call add_process_set on all ranks first.");
   auto operation = group->submit(std::move(request));
-  driver_.notice(group->is_sequencer() && !waits);
+  driver_.notice(!waits && (group->is_sequencer() || !group->hears()));
   return operation;
 }
 
@@ -114,23 +113,41 @@ bool Engine::guarded(Group& group, Step&& step) {
   try {
     return step();
   } catch (const std::exception& error) {
+    return end_after(group, error);
+  }
+}
+
+bool Engine::end_after(Group& group, const std::exception& error) {
+  try {
     const std::string reason =
         std::string("an operation failed on rank ") + std::to_string(rank()) + ": " + error.what();
     group.close(Error(ErrorKind::system, reason + ". Call shutdown() and init() on all ranks to go on."),
                 "broke off (" + reason + ")");
-    return true;
+  } catch (const std::exception&) {  // no memory even for that: the next look tries again
+  }
+  return false;
+}
+
+// Reports are left out where they fail: nobody waits for one for ever.
+template <class Report>
+void Engine::report_if_possible(Report&& report) {
+  try {
+    report();
+  } catch (const std::exception&) {
   }
 }
 
 bool Engine::advance() {
   bool moved = false;
   if (mine_.requests.load(std::memory_order_acquire) != mine_.answers.load(std::memory_order_relaxed)) {
-    answer_requests();
+    const std::uint32_t number = mine_.requests.load(std::memory_order_acquire);
+    report_if_possible([&] { answer_requests(); });
+    mine_.answers.store(number, std::memory_order_seq_cst);
     moved = true;
   }
   if (const std::uint32_t wished = mine_.reports.load(std::memory_order_acquire); wished != reports_) {
     reports_ = wished;
-    stall_watch_->start_report(monotonic_now());
+    report_if_possible([&] { stall_watch_->start_report(monotonic_now()); });
     moved = true;
   }
   for (const auto& group : driven()) moved |= guarded(*group, [&] { return group->advance(); });
@@ -152,10 +169,7 @@ void Engine::look(std::int64_t now) {
       group->look(now);
       return true;
     });
-  try {
-    stall_watch_->look(now, driven());
-  } catch (const std::bad_alloc&) {  // then there is no report
-  }
+  report_if_possible([&] { stall_watch_->look(now, driven()); });
 }
 
 void Engine::about_to_sleep(const Operation& operation) {
@@ -165,6 +179,7 @@ void Engine::about_to_sleep(const Operation& operation) {
 // Several requests that come together have one answer.
 void Engine::answer_requests() {
   const std::uint32_t number = mine_.requests.load(std::memory_order_acquire);
+  mine_.stacks[0] = '\0';
   store_text(mine_.stacks, setup_.stacks ? setup_.stacks() : std::string());
   mine_.answers.store(number, std::memory_order_seq_cst);
   for (RankBlock* rank : ranks_)

@@ -106,6 +106,9 @@ class Engine : Driven {
 
   template <class Step>
   bool guarded(Group& group, Step&& step);
+  bool end_after(Group& group, const std::exception& error);
+  template <class Report>
+  static void report_if_possible(Report&& report);
   void answer_requests();
   void check_usable() const;
   std::shared_ptr<Group> find(std::uint32_t number) const;

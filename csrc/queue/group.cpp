@@ -1,6 +1,7 @@
 #include "csrc/queue/group.h"
 
 #include <algorithm>
+#include <new>
 
 #include "csrc/base/text.h"
 #include "csrc/memory/limits.h"
@@ -161,16 +162,22 @@ bool Group::play() {
 }
 
 // To be told of what this rank can do nothing without, and of nothing else: with nothing in flight here, no operation
-// can become ready or run without this rank. Returns whether that has changed: then the caller looks once more, since
-// peers did not know before.
+// can become ready or run without this rank. Returns whether the caller has to look once more: peers did not know of a
+// bit that is new, or what is awaited has come meanwhile. The count is read anew after each change, see submit().
 bool Group::note_awaits() {
-  std::uint32_t bits = sequencer_ && sequencer_->is_held_up() ? consumed_raised : 0u;
-  if (in_flight_count_.load(std::memory_order_seq_cst) > 0)
-    bits |= (playing_ ? player_.awaits().event : logged_raised) | (sequencer_ ? tail_raised : 0u);
-  if (bits == awaits_) return false;
-  awaits_ = bits;
-  mine_.awaits.store(bits, std::memory_order_seq_cst);
-  return true;
+  for (bool more = false;;) {
+    std::uint32_t bits = sequencer_ && sequencer_->is_held_up() ? consumed_raised : 0u;
+    bool came = false;
+    if (in_flight_count_.load(std::memory_order_seq_cst) > 0) {
+      const TurnPlayer::Awaited awaited = playing_ ? player_.awaits() : TurnPlayer::Awaited{0, logged_raised};
+      bits |= awaited.event | (sequencer_ ? tail_raised : 0u);
+      came = awaited.member < 0;
+    }
+    if (bits == awaits_) return more || came;
+    more |= (bits & ~awaits_) != 0;
+    awaits_ = bits;
+    mine_.awaits.store(bits, std::memory_order_seq_cst);
+  }
 }
 
 const LogRecord* Group::next_record() const {
@@ -274,7 +281,10 @@ void Group::complete(const std::shared_ptr<Operation>& operation, const std::opt
     mine.completed.store(mine.submissions.load(std::memory_order_relaxed), std::memory_order_release);
   }
   operation->ended = monotonic_now();
-  setup_.observer->ended(number(), *operation, error.has_value());
+  try {
+    setup_.observer->ended(number(), *operation, error.has_value());
+  } catch (const std::bad_alloc&) {  // then nothing is kept of it
+  }
   operation->finish(error);
   setup_.observer->completed(operation);
 }

@@ -69,6 +69,9 @@ class Group {
   // Any thread. Rings the sequencer, if that is another rank.
   std::shared_ptr<Operation> submit(Request request);
 
+  // Whether peers know that this rank waits for something. After submit(): if not, who drives has to look at it.
+  bool hears() const { return mine_.awaits.load(std::memory_order_seq_cst) != 0; }
+
   // Takes a step if one can be taken; returns whether.
   bool advance();
 

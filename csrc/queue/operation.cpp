@@ -77,6 +77,7 @@ void Request::check(int size) const {
                " within the process set: " + "it is " + std::to_string(root) + ".");
   if (kind == CallKind::reducescatter && op != Op::sum && op != Op::average)
     fail_usage("reducescatter takes Sum or Average: op is " + std::string(name_of(op)) + ".");
+  check_outputs_apart();
   for (const Tensor& tensor : tensors) {
     const std::string dtype(info(tensor.dtype).name);
     if (reduces(kind) && !is_defined(op, tensor.dtype))
@@ -98,6 +99,24 @@ void Request::check(int size) const {
                  " members, not negative, and add up to the " + std::to_string(tensor.shape[0]) +
                  " rows of the array: there are " + std::to_string(tensor.splits.size()) + " splits.");
   }
+}
+
+// Ranks would write to shared memory of two outputs in different orders. (An input may be the output of the same
+// array.)
+void Request::check_outputs_apart() const {
+  struct Range {
+    const std::byte *begin, *end;
+  };
+  std::vector<Range> outputs;
+  for (const Tensor& tensor : tensors)
+    if (tensor.output != nullptr && tensor.count() > 0)
+      outputs.push_back({tensor.output, tensor.output + tensor.count() * info(tensor.dtype).size});
+  if (kind == CallKind::reducescatter || outputs.size() < 2) return;
+  std::sort(outputs.begin(), outputs.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  for (std::size_t i = 1; i < outputs.size(); ++i)
+    if (outputs[i].begin < outputs[i - 1].end)
+      fail_usage("The outputs of a grouped " + std::string(name_of(kind)) +
+                 " must not overlap: two arrays of the list share memory. Pass each array once.");
 }
 
 DType Request::wire_dtype(DType dtype) const {
@@ -154,7 +173,7 @@ std::string Request::describe() const {
   const auto add = [&](const char* key, const std::string& value) {
     arguments += (arguments.empty() ? "" : ", ") + std::string(key) + "=" + value;
   };
-  if (reduces(kind)) add("op", std::string(name_of(op)));
+  if (reduces(kind) || (gathers(kind) && op != Op::sum)) add("op", std::string(name_of(op)));
   if (kind == CallKind::broadcast) add("root", std::to_string(root));
   if (prescale != 1) add("prescale_factor", number_text(prescale));
   if (postscale != 1) add("postscale_factor", number_text(postscale));

@@ -50,6 +50,8 @@ struct Request {
   std::uint64_t bytes() const;        // that travel
   std::string describe() const;       // "allreduce(op=Sum, dtype=float32, shape=[4, 3])"
 
+  void check_outputs_apart() const;
+
   // Fills in what joined ranks need, one run for each dtype in order of first appearance.
   std::uint32_t runs_into(Run (&run)[Entry::most_runs], int size) const;
 };

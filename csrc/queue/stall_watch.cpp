@@ -33,9 +33,10 @@ void StallWatch::look(std::int64_t now, const std::vector<std::shared_ptr<Group>
     if (oldest == 0 || one < oldest) oldest = one;
   }
   if (oldest != 0 && now - oldest > confused_after) fail_confused_names(groups);
-  if (oldest != 0 && setup_.stall_seconds > 0 && oldest != reported_ &&
-      now - oldest > static_cast<std::int64_t>(setup_.stall_seconds * 1e9)) {
+  const auto limit = static_cast<std::int64_t>(setup_.stall_seconds * 1e9);
+  if (oldest != 0 && limit > 0 && oldest != reported_ && now - std::max(oldest, wished_) > limit) {
     reported_ = oldest;
+    wished_ = now;
     wish_for_report(now);
   }
   if (reporting()) finish_report(now);
@@ -76,8 +77,11 @@ void StallWatch::fail_confused_names(const std::vector<std::shared_ptr<Group>>& 
       }
 }
 
+// All ranks that wait wish for a report, one after the other: one is enough for the time that is called a stall.
 void StallWatch::start_report(std::int64_t now) {
-  if (reporting()) return;
+  const auto limit = static_cast<std::int64_t>(setup_.stall_seconds * 1e9);
+  if (reporting() || (started_ != 0 && now - started_ < limit)) return;
+  started_ = now;
   deadline_ = now + answer_time;
   requests_.clear();
   for (RankBlock* rank : setup_.ranks) {

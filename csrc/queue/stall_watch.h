@@ -43,7 +43,9 @@ class StallWatch {
   const Setup setup_;
   std::vector<std::uint32_t> requests_;  // for stacks, of each rank
   std::int64_t deadline_ = 0;            // of the report that waits for stacks; 0: none does
-  std::int64_t reported_ = 0;            // the submission that the last report was about
+  std::int64_t reported_ = 0;            // the submission for which this rank last wished for a report
+  std::int64_t wished_ = 0;              // when
+  std::int64_t started_ = 0;             // rank 0's: when the last report began
 };
 
 }  // namespace ringred

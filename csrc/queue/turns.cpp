@@ -40,14 +40,11 @@ TurnPlayer::Stage TurnPlayer::step() {
 }
 
 TurnPlayer::Awaited TurnPlayer::awaits() const {
-  if (may_copy_in())
-    if (const int member = lacking(&GroupBlock::left, room_needed()); member >= 0) return {member, left_raised};
-  if (reduced_ < filled_)
-    if (const int member = lacking(&GroupBlock::copied, first_ + reduced_ + 1); member >= 0)
-      return {member, copied_raised};
+  if (may_copy_in()) return {lacking(&GroupBlock::left, room_needed()), left_raised};
+  if (reduced_ < filled_) return {lacking(&GroupBlock::copied, first_ + reduced_ + 1), copied_raised};
   const bool reduces = movement_->reduces();
   const Word before = reduces ? &GroupBlock::reduced : &GroupBlock::copied;
-  return {left_ < reduced_ ? lacking(before, first_ + left_ + 1) : -1, reduces ? reduced_raised : copied_raised};
+  return {lacking(before, first_ + left_ + 1), reduces ? reduced_raised : copied_raised};
 }
 
 // Turns after the first can be copied in only when their number is known.

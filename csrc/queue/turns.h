@@ -55,7 +55,8 @@ class TurnPlayer {
   Stage step();
   bool done() const;
 
-  // The member for which the next step waits, -1 where it waits for none; and for what.
+  // For which member, and for what, the first step waits that this member has not taken; -1: for nobody, it can be
+  // taken. Others may wait too, but for members that are no further: what is awaited always comes first.
   struct Awaited {
     int member;
     Event event;

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from ringred import asynchronous
+from ringred.arguments import checked_op
 from ringred.errors import UsageError
 from ringred.handles import Handle
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, global_process_set
 from ringred.submission import listed
-from ringred.torch.compression import Compression, wire_of
+from ringred.torch.compression import Compression, checked_compression, wire_of
 from ringred.torch.places import in_place
 from ringred.torch.sparse import sparse_allreduce_async
 
@@ -104,6 +105,7 @@ def allreduce(
         PeerLostError, TimeoutError: a rank died, left or did not come.
     """
     how = Reduction(choose_op(op, average), name, prescale_factor, postscale_factor, process_set)
+    checked_compression(compression)
     if _is_sparse(tensor):
         return _start_sparse(tensor, how).wait()
     return _reduce([tensor], how, compression)[0]
@@ -221,12 +223,7 @@ def choose_op(op: Op | None, average: bool | None) -> Op:
         raise UsageError(f"average is True or False: it is {average!r}. Give an op by its name: op=...")
     if op is None:
         return Op.Sum if average is not None and not average else Op.Average
-    try:
-        return Op(op)
-    except ValueError:
-        raise UsageError(
-            f"op must be one of {', '.join(one.name for one in Op)}: it is {op!r}. Use hvd.Average, hvd.Sum and so on."
-        ) from None
+    return checked_op(op, "allreduce")
 
 
 def first_of(handle: Handle[Tensors]) -> Handle[torch.Tensor]:
@@ -266,7 +263,7 @@ def _start_sparse(tensor: torch.Tensor, how: Reduction) -> Handle[torch.Tensor]:
 
 
 def _reduce(tensors: Sequence[torch.Tensor], how: Reduction, compression: Any) -> Tensors:
-    wire = wire_of(compression)
+    wire = wire_of(checked_compression(compression))
     if wire is not None and how.op != Op.Adasum:  # which travels as it is given
         return reduce_differentiably(tensors, replace(how, wire=wire))
     pairs = [compression.compress(tensor) for tensor in listed(tensors, "grouped_allreduce")]

@@ -12,7 +12,7 @@ import torch
 
 from ringred import asynchronous
 from ringred.handles import Handle
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.torch.allreduce import gradient_name, wants_gradient
 
 Splits = torch.Tensor | Sequence[int] | None
@@ -64,7 +64,7 @@ def _start(
     tensor: torch.Tensor, splits: Splits, name: str | None, process_set: ProcessSet
 ) -> Handle[tuple[torch.Tensor, torch.Tensor]]:
     """Start an alltoall; the handle's result has the received splits, whether or not splits are given."""
-    size = process_set.size()
+    size = checked_set(process_set).size()
     even = splits is None and tensor.dim() > 0 and tensor.shape[0] % size == 0
     told = [tensor.shape[0] // size] * size if even else splits
     handle = asynchronous.alltoall_async(tensor, told, name=name, process_set=process_set)

@@ -6,7 +6,8 @@ Invariant: a tensor from `empty` is one contiguous block of this rank's arena, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -24,11 +25,16 @@ def empty(*shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> to
         dtype: element type of the tensor.
 
     Raises:
-        ringred.UsageError: ringred is not initialised, or a length is negative.
+        ringred.UsageError: ringred is not initialised, a length is negative or no int, or dtype is none of torch's.
         ringred.SystemError: the arena cannot grow; the text says what was needed, what there was and the remedy.
     """
-    parts = [[part] if isinstance(part, int) else part for part in shape]
-    lengths = [length for part in parts for length in part]
+    try:
+        parts = [part if isinstance(part, Iterable) else [part] for part in shape]
+        lengths = [operator.index(length) for part in parts for length in part]
+    except TypeError:
+        raise rr.UsageError(f"Lengths of dimensions must be ints: the shape is {shape!r}.") from None
+    if not isinstance(dtype, torch.dtype):
+        raise rr.UsageError(f"dtype must be a torch dtype, such as torch.float32: it is {dtype!r}.")
     if any(length < 0 for length in lengths):
         raise rr.UsageError(f"Lengths of dimensions are at least 0, got shape {tuple(lengths)}.")
     count = math.prod(lengths)

@@ -13,7 +13,7 @@ from ringred import asynchronous
 from ringred.handles import Handle
 from ringred.objects import allgather_object
 from ringred.ops import Op
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.torch.sparse import sparse_allreduce_async
 
 
@@ -61,7 +61,7 @@ class EngineChannel:
     """The ranks of a process set, through the engine. Its messages have names that no other channel's have."""
 
     def __init__(self, process_set: ProcessSet = global_process_set) -> None:
-        self._process_set = process_set
+        self._process_set = checked_set(process_set)
         self._rank, self._size = process_set.rank(), process_set.size()
         if self._size > 1:
             process_set.group()  # raises for a set that is not registered

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ringred.errors import UsageError
+
 
 class CompressorLike(Protocol):
     """A class or object with Horovod's two calls; both must do the same on all ranks."""
@@ -85,6 +87,20 @@ class Compression:
     none = NoneCompressor
     fp16 = FP16Compressor
     bf16 = BF16Compressor
+
+
+def checked_compression(compression: Any) -> Any:
+    """The argument compression of any function.
+
+    Raises:
+        UsageError: it is no compressor.
+    """
+    if callable(getattr(compression, "compress", None)) and callable(getattr(compression, "decompress", None)):
+        return compression
+    raise UsageError(
+        f"compression must have compress() and decompress(): it is {compression!r}. Use Compression.none, "
+        "Compression.fp16 or Compression.bf16, or leave it out."
+    )
 
 
 def wire_of(compression: Any) -> str | None:

@@ -6,11 +6,12 @@ Invariant: a group lists indices of the optimizer's parameters; no index is in t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from ringred.arguments import is_whole
 from ringred.errors import UsageError
 from ringred.torch.agreement import NamedTensor
 
@@ -20,7 +21,8 @@ def form_groups(parameters: Sequence[NamedTensor], groups: Any) -> list[list[int
 
     Args:
         parameters: the optimizer's.
-        groups: None or 0 for no groups, a number of groups of about equal length, or a list of lists of parameters.
+        groups: None or 0 for no groups, a number of groups of about equal length (no more than there are parameters),
+            or a list of lists of parameters.
             Tensors that are no parameters of the optimizer are left out.
 
     Raises:
@@ -28,8 +30,8 @@ def form_groups(parameters: Sequence[NamedTensor], groups: Any) -> list[list[int
     """
     if groups is None:
         return []
-    if isinstance(groups, int) and not isinstance(groups, bool) and groups >= 0:
-        return _split(len(parameters), groups)
+    if is_whole(groups) and groups >= 0:
+        return _split(len(parameters), min(groups, len(parameters)))
     if not isinstance(groups, (list, tuple)):
         raise UsageError(f"groups must be a non-negative number or a list of lists of parameters: it is {groups!r}.")
     indices = {id(parameter): index for index, (_, parameter) in enumerate(parameters)}
@@ -47,10 +49,14 @@ def form_groups(parameters: Sequence[NamedTensor], groups: Any) -> list[list[int
 
 
 def _checked(group: Any) -> list[torch.Tensor]:
-    members = [] if isinstance(group, torch.Tensor) else list(group)
-    if not all(isinstance(member, torch.Tensor) for member in members) or isinstance(group, torch.Tensor):
-        raise UsageError("groups must consist of lists of parameters. Pass lists of layer.parameters().")
-    return members
+    if isinstance(group, Iterable) and not isinstance(group, torch.Tensor):
+        members = list(group)
+        if all(isinstance(member, torch.Tensor) for member in members):
+            return members
+    raise UsageError(
+        f"groups must consist of lists of parameters: it holds a {type(group).__qualname__} that is none. Pass lists "
+        "of layer.parameters()."
+    )
 
 
 def _split(count: int, groups: int) -> list[list[int]]:

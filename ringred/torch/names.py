@@ -50,6 +50,10 @@ def name_parameters(
 
 def check_pairs(pairs: Iterable[Any], what: str) -> list[NamedTensor]:
     """Return `pairs` as a list, after checking that it holds (name, tensor) pairs with distinct names."""
+    if not isinstance(pairs, Iterable):
+        raise UsageError(
+            f"{what} must hold pairs (name, tensor); it is a {type(pairs).__name__}. Pass model.named_parameters()."
+        )
     entries = list(pairs)
     for index, entry in enumerate(entries):
         is_pair = isinstance(entry, tuple) and len(entry) == 2

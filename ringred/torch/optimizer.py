@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from ringred.arguments import checked_factor, checked_op, is_whole
 from ringred.errors import UsageError
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, global_process_set
@@ -22,7 +23,7 @@ from ringred.torch.agreement import NamedTensor
 from ringred.torch.channel import Channel, EngineChannel
 from ringred.torch.closures import LossReduction
 from ringred.torch.composed import ComposedOptimizer
-from ringred.torch.compression import Compression
+from ringred.torch.compression import Compression, checked_compression
 from ringred.torch.deltas import DeltaExchange
 from ringred.torch.exchange import GradientExchange
 from ringred.torch.groups import form_groups
@@ -91,8 +92,9 @@ class DistributedOptimizer(ComposedOptimizer):
             raise UsageError(
                 f"DistributedOptimizer wraps a plain torch optimizer, once; got {type(optimizer).__name__}."
             )
-        if op not in OPS:
-            raise UsageError(f"Gradients are reduced with {', '.join(one.name for one in OPS)}; got {op!r}.")
+        op = checked_op(op, "DistributedOptimizer", OPS)
+        gradient_predivide_factor = checked_factor(gradient_predivide_factor, "gradient_predivide_factor")
+        checked_compression(compression)
         if gradient_predivide_factor != 1.0 and op != Op.Average:
             raise UsageError(f"gradient_predivide_factor goes with op=Average; op is {op!r}.")
         if gradient_predivide_factor <= 0:
@@ -106,10 +108,10 @@ class DistributedOptimizer(ComposedOptimizer):
         form_groups(named, groups)
         super().__init__(optimizer)
         self._names = {id(parameter): name for name, parameter in named}
-        self._op = Op(op)
+        self._op = op
         self._groups = groups
         self._compression = compression
-        self._passes = backward_passes_per_step
+        self._passes = int(backward_passes_per_step)
         self._predivide_factor = gradient_predivide_factor
         self._sparse_as_dense = sparse_as_dense
         self._channel: Channel = EngineChannel(process_set) if channel is None else channel
@@ -195,8 +197,8 @@ class DistributedOptimizer(ComposedOptimizer):
         _check_passes(passes)
         if self._exchange is not None:
             self._exchange.reset()
-            self._exchange.passes = passes
-        self._passes = passes
+            self._exchange.passes = int(passes)
+        self._passes = int(passes)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients, and finish with the other ranks an exchange that a backward pass has begun."""
@@ -267,8 +269,8 @@ _UNSCALE = torch.amp.GradScaler._unscale_grads_.__code__
 
 
 def _check_passes(passes: int) -> None:
-    if passes < 1:
-        raise UsageError(f"backward_passes_per_step must be at least 1, got {passes}.")
+    if not is_whole(passes) or passes < 1:
+        raise UsageError(f"backward_passes_per_step must be a whole number, at least 1: it is {passes!r}.")
 
 
 def _check_devices(named: list[NamedTensor]) -> None:

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ringred import world
+from ringred.arguments import shown
+from ringred.errors import UsageError
 from ringred.objects import broadcast_object
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.torch.parameters import broadcast_tensors, check_in_set
 
 
@@ -47,11 +49,16 @@ def broadcast_optimizer_state(
         process_set: the ranks that take part.
 
     Raises:
-        UsageError: root_rank is no rank of the set, or the state cannot be pickled.
+        UsageError: this is no optimizer, root_rank is no rank of the set, or the state cannot be pickled.
         MismatchError: ranks have different parameter groups; raised on all of them, nothing is written.
         PeerLostError, TimeoutError: a rank died, left or did not come.
     """
-    process_set.rank_of(root_rank, "root_rank")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(
+            f"optimizer must be a torch optimizer: it is {shown(optimizer)}. Pass the one "
+            "that steps, wrapped in a DistributedOptimizer or not."
+        )
+    checked_set(process_set).rank_of(root_rank, "root_rank")
     check_in_set(process_set, "The parameter groups of an optimizer", _describe(optimizer))
     is_root = world.rank() == root_rank
     tensors: list[torch.Tensor] = []

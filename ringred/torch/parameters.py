@@ -13,10 +13,11 @@ import torch
 
 from ringred.errors import UsageError
 from ringred.objects import allgather_object
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.torch.agreement import check_agreement, describe
 from ringred.torch.broadcast import grouped_broadcast_async_
 from ringred.torch.names import check_pairs
+from ringred.torch.places import check_places
 
 
 def broadcast_parameters(
@@ -52,7 +53,8 @@ def broadcast_parameters(
             raise UsageError(
                 f"Tensors must be dense and on the CPU; {name!r} has layout {tensor.layout} on {tensor.device}."
             )
-    process_set.rank_of(root_rank, "root_rank")
+    check_places([tensor for _, tensor in named])
+    checked_set(process_set).rank_of(root_rank, "root_rank")
     check_in_set(process_set, "The tensors of broadcast_parameters", describe(named))
     broadcast_tensors([tensor for _, tensor in named], root_rank, "broadcast_parameters", process_set)
 

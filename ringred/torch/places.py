@@ -19,9 +19,15 @@ def in_place(
 ) -> Handle[list[torch.Tensor]]:
     """Call `begin` with tensors that it may write; those that had to be copied are copied back after the end.
 
+    Autograd learns that they change: a backward() that needs their old values raises.
+
     Returns a handle whose result are the very objects in `tensors`.
+
+    Raises:
+        UsageError: they are no dense tensors, or have elements that share memory.
     """
     given = listed(tensors, "A call in place")
+    check_places(given)
     targets = [writable(tensor) for tensor in given]
 
     def finish(_: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -29,7 +35,30 @@ def in_place(
             put_back(tensor, target)
         return given
 
-    return begin(targets).then(finish)
+    handle = begin(targets)
+    for tensor in given:
+        if not tensor.is_inference():  # of which autograd keeps no version
+            torch.autograd.graph.increment_version(tensor)
+    return handle.then(finish)
+
+
+def check_places(tensors: Sequence[torch.Tensor]) -> None:
+    """Every element of a tensor that is written must have a place of its own.
+
+    Raises:
+        UsageError: one is expanded, so elements share memory.
+    """
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and not tensor.is_nested and tensor.layout == torch.strided:
+            strides = tensor.stride()
+            if 0 in strides and any(
+                not stride and length > 1 for stride, length in zip(strides, tensor.shape, strict=True)
+            ):
+                raise UsageError(
+                    "A tensor that is written in place needs a place for each element: this one is expanded, its "
+                    f"shape is {tuple(tensor.shape)}, its strides are {strides}. Pass tensor.clone() or "
+                    "tensor.contiguous()."
+                )
 
 
 def writable(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from ringred import asynchronous
-from ringred.errors import UsageError
 from ringred.handles import Handle
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, global_process_set
 from ringred.submission import listed
 from ringred.torch.allgather import grouped_allgather
-from ringred.torch.allreduce import Tensors, choose_op, first_of, gradient_name, wants_gradient
-from ringred.torch.compression import Compression
+from ringred.torch.allreduce import Tensors, first_of, gradient_name, wants_gradient
+from ringred.torch.compression import Compression, checked_compression
 
 
 def reducescatter(
@@ -76,6 +75,7 @@ def grouped_reducescatter(
     postscale_factor: float = 1.0,
 ) -> Tensors:
     """Combine and scatter several tensors, which travel together. Dtypes may differ. See reducescatter."""
+    checked_compression(compression)
     pairs = [compression.compress(tensor) for tensor in listed(tensors, "grouped_reducescatter")]
     compressed = [tensor for tensor, _ in pairs]
     arguments = (name, op, process_set, prescale_factor, postscale_factor)
@@ -95,8 +95,6 @@ def grouped_reducescatter_async(
     postscale_factor: float = 1.0,
 ) -> Handle[Tensors]:
     """Start a grouped reducescatter and return its one handle. Not differentiable. See reducescatter."""
-    if choose_op(op, None) not in (Op.Sum, Op.Average):
-        raise UsageError(f"reducescatter combines with Sum or Average: op is {op!r}.")
     return asynchronous.grouped_reducescatter_async(
         tensors,
         op,
@@ -113,10 +111,11 @@ class _Reducescatter(torch.autograd.Function):
         ctx: Any, arguments: tuple[str | None, Op, ProcessSet, float, float], *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         name, op, process_set, prescale_factor, postscale_factor = arguments
+        scattered = grouped_reducescatter_async(tensors, *arguments).wait()  # which checks the arguments
         ctx.name, ctx.process_set = gradient_name(name), process_set
         ctx.factor = prescale_factor * postscale_factor / (process_set.size() if op == Op.Average else 1)
         ctx.differentiable = [tensor.is_floating_point() or tensor.is_complex() for tensor in tensors]
-        return tuple(grouped_reducescatter_async(tensors, *arguments).wait())
+        return tuple(scattered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from ringred import asynchronous
+from ringred.arguments import checked_op
 from ringred.errors import MismatchError, UsageError
 from ringred.handles import Handle
 from ringred.ops import Op
@@ -36,19 +37,20 @@ def sparse_allreduce_async(
 
     Raises:
         UsageError: the tensor is not one of these, or op is another.
-        MismatchError: ranks differ in shape or dtype; at the handle, on all ranks, and the next call works.
+        MismatchError: ranks differ in shape, dtype or op; at the handle, on all ranks, and the next call works.
     """
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.sparse_coo:
         kind = f"of layout {tensor.layout}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__qualname__}"
         raise UsageError(f"sparse_allreduce takes tensors in COO layout: this is {kind}.")
-    if op not in (Op.Sum, Op.Average):
-        raise UsageError(f"Sparse tensors are reduced with Sum or Average: op is {op!r}. Use to_dense() for others.")
+    op = checked_op(op, "sparse tensors (use to_dense() for others)", (Op.Sum, Op.Average))
+    if op == Op.Average and tensor.dtype == torch.bool:
+        raise UsageError("Booleans have no average: the sparse tensor is of torch.bool. Use op=Sum, which means any.")
     own = tensor.detach().coalesce()  # 1
     lengths = torch.tensor([own.shape[: own.sparse_dim()]], dtype=torch.int64)
     parts = [own.indices().t().contiguous(), own.values(), lengths]
-    gathered = asynchronous.grouped_allgather_async(parts, name=name, process_set=process_set)  # 2
+    gathered = asynchronous.gathered_async(parts, name=name, process_set=process_set, op=op)  # 2
     divisor = process_set.size() if op == Op.Average else 1
-    return gathered.then(lambda parts: _add_up(parts, own.shape, divisor))
+    return gathered.then(lambda pairs: _add_up([part for part, _ in pairs], own.shape, divisor))
 
 
 def _add_up(parts: list[torch.Tensor], shape: torch.Size, divisor: int) -> torch.Tensor:

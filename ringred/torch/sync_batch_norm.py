@@ -26,8 +26,10 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ringred.arguments import shown
+from ringred.errors import UsageError
 from ringred.ops import Op
-from ringred.process_sets import ProcessSet, global_process_set
+from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.torch.allgather import allgather
 from ringred.torch.allreduce import allreduce_
 
@@ -56,6 +58,7 @@ class SyncBatchNorm(_BatchNorm):
         track_running_stats: bool = True,
         process_set: ProcessSet = global_process_set,
     ) -> None:
+        checked_set(process_set)
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.process_set = process_set
         self.message_name = _next_name(process_set)
@@ -67,7 +70,13 @@ class SyncBatchNorm(_BatchNorm):
         """Replace every BatchNorm inside `module` by a SyncBatchNorm with the same parameters and statistics.
 
         Returns `module` itself, or its replacement where it is a BatchNorm.
+
+        Raises:
+            UsageError: it is no module.
         """
+        checked_set(process_set)
+        if not isinstance(module, torch.nn.Module):
+            raise UsageError(f"convert_sync_batchnorm takes a torch module: this is {shown(module)}. Pass the model.")
         if isinstance(module, _BatchNorm) and not isinstance(module, cls):
             return cls._like(module, process_set)
         for name, child in module.named_children():

@@ -46,7 +46,10 @@ class Engines {
         const std::lock_guard lock(mutex_);
         reports_ += text;
       };
-      setup.stacks = [] { return std::string("File \"train.py\", line 7 in load\n"); };
+      setup.stacks = [this] {
+        if (fail_stacks) throw std::bad_alloc();
+        return std::string("File \"train.py\", line 7 in load\n");
+      };
       engines_.push_back(std::make_unique<Engine>(std::move(setup)));
     }
   }
@@ -73,6 +76,8 @@ class Engines {
       });
     for (std::thread& thread : threads) thread.join();
   }
+
+  std::atomic<bool> fail_stacks{false};
 
   // Adds a group on all its ranks.
   void connect(std::uint32_t number, const std::vector<int>& ranks) {

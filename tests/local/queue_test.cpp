@@ -592,3 +592,69 @@ TEST("a group is removed while another thread waits in it or elsewhere") {
     });
   }
 }
+
+TEST("an operation that nobody waits for starts as soon as all have submitted it") {
+  Engines engines(3, small_settings());
+  engines.connect(1, {0, 2});
+  std::vector<std::atomic<std::int64_t>> submitted(60);
+  std::atomic<int> slow{0};
+  engines.run([&](Engine& engine) {
+    for (std::size_t round = 0; round < submitted.size(); ++round) {
+      const std::uint32_t group = engine.rank() == 1 ? 0 : static_cast<std::uint32_t>(round % 2);
+      if (engine.rank() == 1 && round % 2 == 1) continue;
+      std::this_thread::sleep_for(std::chrono::milliseconds(static_cast<int>(round) % 7 + engine.rank()));
+      std::vector<float> values(600, 1);
+      auto operation = engine.submit(
+          group, request_of(CallKind::allreduce, "t" + std::to_string(round), {tensor_of(values, DType::f32)}));
+      std::int64_t last = submitted[round];
+      while (last < operation->submitted && !submitted[round].compare_exchange_weak(last, operation->submitted)) {
+      }
+      while (!operation->done()) std::this_thread::sleep_for(std::chrono::microseconds(100));
+      if (operation->ended - submitted[round] > 40'000'000) ++slow;
+    }
+  });
+  CHECK(slow < 10);  // each of them would be, waiting for the next look at 100 ms
+}
+
+TEST("a failing report disturbs nobody") {
+  Settings settings = small_settings();
+  Engines engines(2, settings);
+  engines.fail_stacks = true;
+  engines.run([&](Engine& engine) {
+    std::vector<float> values(4, 1);
+    if (engine.rank() == 0) {
+      engine.stalls_in("rank 0 waits");  // rank 0 asks all for their stacks
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    }
+    wait(engine, engine.submit(0, request_of(CallKind::allreduce, "x", {tensor_of(values, DType::f32)})));
+    CHECK(values[0] == 2);
+    engine.leave("it is done");
+  });
+}
+
+TEST("one stall is reported once, however many ranks wait") {
+  Settings settings = small_settings();
+  settings.stall_seconds = 0.4;
+  Engines engines(4, settings);
+  engines.run([&](Engine& engine) {
+    std::vector<float> values(4, 1);
+    std::this_thread::sleep_for(std::chrono::milliseconds(engine.rank() == 3 ? 1100 : 50 * engine.rank()));
+    wait(engine, engine.submit(0, request_of(CallKind::allreduce, "x", {tensor_of(values, DType::f32)})));
+  });
+  const std::string reports = engines.reports();
+  std::size_t count = 0;
+  for (std::size_t at = reports.find("ringred autopsy"); at != std::string::npos;
+       at = reports.find("ringred autopsy", at + 1))
+    ++count;
+  CHECK(count >= 1 && count <= 2);
+}
+
+TEST("outputs that share memory are refused") {
+  Engines engines(1, small_settings());
+  std::vector<float> values(8, 1);
+  Tensor first = tensor_of(values, DType::f32, {4}), second = first;
+  second.output += 8;
+  CHECK_THROWS(engines[0].submit(0, request_of(CallKind::allreduce, "x", {first, second})), "must not overlap");
+  second.output = first.output + 16;
+  wait(engines[0], engines[0].submit(0, request_of(CallKind::allreduce, "x", {second, first})));
+}

@@ -127,3 +127,79 @@ def test_root_out_of_range() -> None:
         with pytest.raises(rr.UsageError, match="root_rank"):
             rr.broadcast_object(1, root)
     assert_all_work()
+
+
+class Raising:
+    """Raises this when it is pickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+class MuteError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("not UTF-8: \udcff"), r"RuntimeError: not UTF-8: \?"),
+        (MuteError(), "MuteError, whose str"),
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+    ids=["surrogate", "mute", "exit", "interrupt"],
+)
+def test_peers_hear_of_any_failure(error: BaseException, words: str) -> None:
+    for bad in range(rr.size()):
+        mine = rr.rank() == bad
+        expected = type(error) if mine and not isinstance(error, Exception) else rr.UsageError
+        for call in (rr.allgather_object, lambda obj, root=bad: rr.broadcast_object(obj, root)):
+            with pytest.raises(expected) as caught:
+                call(Raising(error) if mine else 1)
+            if expected is rr.UsageError:
+                assert caught.match(f"rank {bad} cannot .*{words}")
+        assert_all_work()
+
+
+def test_cloudpickle_is_the_remedy_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        @staticmethod
+        def dump(obj: Any, file: Any) -> None:
+            raise RuntimeError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cloudpickle", Stub)
+        with pytest.raises(rr.UsageError, match=r"on purpose.*define __reduce__"):
+            rr.allgather_object(lambda: 1)
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(rr.UsageError, match="Install cloudpickle"):
+        rr.allgather_object(lambda: 1)
+
+
+def test_a_users_allgather_is_never_taken_for_a_message() -> None:
+    needs_ranks(2)
+    odd = rr.rank() == rr.size() - 1
+    for shape in ((30,), (30, 1)):
+        values = np.ones(shape, "uint8")
+        expect_mismatch(lambda values=values: rr.allgather(values) if odd else rr.allgather_object(1))
+
+
+@pytest.mark.parametrize("call", [rr.allgather_object, rr.broadcast_object], ids=["allgather", "broadcast"])
+def test_objects_refuse_other_names_sets_and_roots(call: Any) -> None:
+    for name in (3, [], "\udcff"):
+        with pytest.raises(rr.UsageError, match="name must be"):
+            call(1, name=name)
+    for process_set in (None, [0]):
+        with pytest.raises(rr.UsageError, match="process_set must be a ProcessSet"):
+            call(1, process_set=process_set)
+    for root in (0.0, "0", None, np.array([0])):
+        with pytest.raises(rr.UsageError, match=r"root_rank must be a rank of the world, an int: .* of type"):
+            rr.broadcast_object(1, root)  # type: ignore[arg-type]
+    assert_all_work()

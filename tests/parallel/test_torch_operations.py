@@ -403,7 +403,7 @@ def test_bad_arguments() -> None:
         hvd.allreduce(tensor, average=True, op=hvd.Sum)
     with pytest.raises(ValueError, match="average is True or False"):
         hvd.allreduce(tensor, hvd.Sum)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="op must be one of"):
+    with pytest.raises(ValueError, match=r"op must be Average, Sum, .* it is"):
         hvd.allreduce(tensor, op=17)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Sum or Average"):
         hvd.reducescatter(tensor, op=hvd.Max)
@@ -459,3 +459,91 @@ def test_questions_about_the_build() -> None:
     assert not (hvd.gloo_built() or hvd.gloo_enabled() or hvd.nccl_built() or hvd.cuda_built() or hvd.rocm_built())
     assert not (hvd.ccl_built() or hvd.ddl_built())
     assert hvd.mpi_threads_supported() in (True, False) and hvd.is_homogeneous()
+
+
+def test_functions_in_place_tell_autograd() -> None:
+    for call in (
+        hvd.allreduce_,
+        lambda tensor: hvd.synchronize(hvd.allreduce_async_(tensor)),
+        lambda tensor: hvd.grouped_allreduce_([tensor]),
+        lambda tensor: hvd.synchronize(hvd.grouped_allreduce_async_([tensor])),
+        lambda tensor: hvd.broadcast_(tensor, 0),
+        lambda tensor: hvd.synchronize(hvd.broadcast_async_(tensor, 0)),
+        lambda tensor: hvd.broadcast_parameters({"tensor": tensor}),
+    ):
+        factor, weight = torch.ones(3), torch.ones(3, requires_grad=True)
+        product = (factor * weight).sum()
+        call(factor)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        tensor = torch.ones(3)
+    assert hvd.allreduce_(tensor) is tensor
+
+
+def test_expanded_tensors_have_no_place_for_a_result() -> None:
+    expanded = torch.ones(1).expand(3)
+    for call in (
+        lambda: hvd.allreduce_(expanded),
+        lambda: hvd.broadcast_(expanded, 0),
+        lambda: hvd.broadcast_parameters({"expanded": expanded if hvd.rank() == 0 else torch.ones(1).expand(3)}),
+    ):
+        with pytest.raises(UsageError, match=r"this one is expanded.*clone"):
+            call()
+
+
+def test_sparse_tensors_with_different_ops() -> None:
+    tensor = torch.eye(3).to_sparse()
+    if hvd.size() > 1:
+        with pytest.raises(MismatchError):
+            hvd.allreduce(tensor, op=hvd.Sum if hvd.rank() == 0 else hvd.Average)
+    assert torch.equal(hvd.allreduce(tensor, op=hvd.Average).to_dense(), torch.eye(3))
+    with pytest.raises(UsageError, match="Booleans have no average"):
+        hvd.allreduce(tensor.bool())
+
+
+def test_arguments_of_wrong_types() -> None:
+    tensor, watched = torch.ones(3), torch.ones(3, requires_grad=True)
+    for op in (True, False, 1.0):
+        for call in (hvd.allreduce, hvd.allreduce_, hvd.reducescatter):
+            with pytest.raises(UsageError, match="op must be"):
+                call(tensor, op=op)  # type: ignore[operator]
+    assert torch.equal(hvd.allreduce(tensor, op=np.int64(1)), tensor * hvd.size())  # type: ignore[arg-type]
+    for compression in (None, "fp16", hvd.Compression):
+        for call in (hvd.allreduce, hvd.reducescatter):
+            with pytest.raises(UsageError, match="compression must have"):
+                call(tensor, compression=compression)  # type: ignore[operator]
+    for process_set in (None, [0]):
+        for one in (tensor, watched):
+            for call in (hvd.allreduce, hvd.allgather, hvd.alltoall, hvd.reducescatter):
+                with pytest.raises(UsageError, match="process_set must be"):
+                    call(one, process_set=process_set)  # type: ignore[operator]
+            with pytest.raises(UsageError, match="process_set must be"):
+                hvd.broadcast(one, 0, process_set=process_set)  # type: ignore[arg-type]
+    for root in (0.0, "0", torch.tensor(0)):
+        with pytest.raises(UsageError, match="root_rank must be a rank of the world, an int"):
+            hvd.broadcast(tensor, root)  # type: ignore[arg-type]
+    for arguments, options in ((("ab",), {}), ((2.5,), {}), ((2,), {"dtype": "float32"})):
+        with pytest.raises(UsageError, match="must be"):
+            hvd.empty(*arguments, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("process_set", [None, [0]], ids=repr)
+def test_functions_of_the_torch_face_refuse_what_is_no_set(process_set: Any) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for call in (
+        lambda: hvd.broadcast_parameters(model.state_dict(), process_set=process_set),
+        lambda: hvd.broadcast_optimizer_state(optimizer, process_set=process_set),
+        lambda: hvd.DistributedOptimizer(optimizer, process_set=process_set),
+        lambda: hvd.SyncBatchNorm(3, process_set=process_set),
+    ):
+        with pytest.raises(UsageError, match="process_set must be"):
+            call()
+
+
+def test_what_is_no_optimizer_and_no_model() -> None:
+    with pytest.raises(UsageError, match="optimizer must be a torch optimizer"):
+        hvd.broadcast_optimizer_state(None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="takes a torch module"):
+        hvd.SyncBatchNorm.convert_sync_batchnorm(None)  # type: ignore[arg-type]

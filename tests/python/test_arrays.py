@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import array
+import copy
 import ctypes
 import gc
+import pickle
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -378,3 +381,100 @@ def test_an_output_that_overlaps_the_input_in_part_is_refused() -> None:
             rr.allreduce(source, rr.Sum, out=out)
     assert rr.allreduce(values[:5], rr.Sum, out=values[5:]).tolist() == [0, 1, 2, 3, 4]
     assert rr.allreduce(values, rr.Sum, out=values) is values
+
+
+@pytest.mark.parametrize("call", [*OUT_OF_PLACE, rr.allgather, rr.allreduce_async, rr.broadcast_async], ids=name_of)
+def test_masked_arrays_are_refused_out_of_place(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(rr.UsageError, match=r"must not be masked.*filled.*compressed"):
+        call(np.ma.masked_array(np.ones(3), mask=[True, False, False]))
+
+
+@pytest.mark.parametrize("call", [rr.allreduce, rr.allreduce_, rr.plan_allreduce, rr.allreduce_async], ids=name_of)
+def test_an_op_is_no_bool_and_any_integer(call: Callable[..., Any]) -> None:
+    for op in (True, False, np.True_, 1.0):
+        with pytest.raises(rr.UsageError, match=f"op must be .*{re.escape(repr(op))}, of type"):
+            call(np.ones(2), op)
+    call(np.ones(2), np.int64(1))
+
+
+@pytest.mark.parametrize("call", ALL, ids=name_of)
+def test_tags_are_text(call: Callable[..., Any]) -> None:
+    for tag in (3, None, [], "\udcff"):
+        with pytest.raises(rr.UsageError, match="tag must be"):
+            call(np.ones(2), tag=tag)
+    call(np.ones(2), tag="größe")
+
+
+def test_roots_are_integers() -> None:
+    for root in (0.0, np.array([0]), "0", None):
+        for call in (rr.broadcast, rr.broadcast_, rr.broadcast_async):
+            with pytest.raises(rr.UsageError, match=r"root_rank must be a rank.*of type"):
+                call(np.ones(2), root)
+    assert rr.broadcast(np.ones(2), np.int64(0)).tolist() == [1, 1]  # type: ignore[arg-type]
+
+
+def test_names_are_text() -> None:
+    for name in (3, [], b"x", "\udcff"):
+        for op in (rr.Sum, rr.Adasum):
+            with pytest.raises(rr.UsageError, match="name must be"):
+                rr.allreduce_async(np.ones(2), op, name=name)  # type: ignore[arg-type]
+        with pytest.raises(rr.UsageError, match="name must be"):
+            rr.barrier_async(name=name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [None, "2", 1j, float("nan"), float("inf"), 10**400], ids=lambda one: str(one)[:5])
+def test_factors_are_finite_real_numbers(factor: Any) -> None:
+    for call in (rr.allreduce_async, rr.allreduce_async_, rr.reducescatter):
+        for option in ("prescale_factor", "postscale_factor"):
+            with pytest.raises(rr.UsageError, match=f"{option} must be a finite real number"):
+                call(np.ones(2), **{option: factor})
+
+
+@pytest.mark.parametrize("bad", [None, [0], 0], ids=repr)
+def test_sets_are_process_sets(bad: Any) -> None:
+    values = np.ones(2)
+    for call in (
+        lambda: rr.allreduce_async(values, process_set=bad),
+        lambda: rr.allreduce_async(values, rr.Adasum, process_set=bad),
+        lambda: rr.broadcast_async(values, process_set=bad),
+        lambda: rr.alltoall(values, process_set=bad),
+        lambda: rr.reducescatter(values, process_set=bad),
+        lambda: rr.join(process_set=bad),
+        lambda: rr.check_replicas({}, process_set=bad),
+        lambda: rr.stragglers(bad),
+        lambda: rr.remove_process_set(bad),
+    ):
+        with pytest.raises(rr.UsageError, match=r"process_set must be a ProcessSet: it is .*of type"):
+            call()
+
+
+def test_handles_stay_in_their_process() -> None:
+    handle = rr.allreduce_async(np.ones(2))
+    for call in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(rr.UsageError, match="cannot be pickled or copied"):
+            call(handle)
+    with pytest.raises(rr.UsageError, match="takes a function"):
+        handle.add_done_callback(3)  # type: ignore[arg-type]
+    handle.wait()
+
+
+def test_what_is_no_shape_or_dtype() -> None:
+    for shape in (2.5, "ab", None, [1.0]):
+        with pytest.raises(rr.UsageError, match="shape must be"):
+            rr.empty(shape)  # type: ignore[arg-type]
+    with pytest.raises(rr.UsageError, match="dtype must be one that numpy knows"):
+        rr.empty(2, "nonsense")
+
+
+def test_flights_go_to_a_file_that_can_be_written(tmp_path: Path) -> None:
+    for path in (tmp_path / "none" / "file", "/dev/null/file"):
+        with pytest.raises(rr.UsageError, match=r"a file that this rank may write"):
+            rr.dump_flight_recorder(path)
+    with pytest.raises(rr.UsageError, match="takes the path of a file"):
+        rr.dump_flight_recorder(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [None, 3, b"file", "a\0b", ""], ids=repr)
+def test_a_timeline_goes_to_a_path(path: Any) -> None:
+    with pytest.raises(rr.UsageError, match="start_timeline takes the path of a file"):
+        rr.start_timeline(path)

@@ -125,3 +125,18 @@ def test_agree_tells_the_peers_before_it_raises(error: Exception) -> None:
     with pytest.raises(type(error)):
         bootstrap.agree(Listening(None), "do it", fail)
     assert told == [str(error)]
+
+
+def test_ranks_of_a_communicator_are_taken_in_one_order() -> None:
+    """Create_group must get the same group on all ranks, whatever order each of them lists it in."""
+    seen: list[list[int]] = []
+
+    class World:
+        Get_size, Get_rank = staticmethod(lambda: 4), staticmethod(lambda: 1)
+        Get_group = staticmethod(lambda: SimpleNamespace(Incl=list))
+        Create_group = staticmethod(seen.append)
+
+    mpi = SimpleNamespace(Comm=World, COMM_WORLD=World)
+    for ranks in ([3, 1], (1, 3)):
+        bootstrap._communicator_of(mpi, ranks)
+    assert seen == [[1, 3], [1, 3]]

@@ -17,6 +17,7 @@ import pytest
 
 import ringred as rr
 from ringred import _core
+from ringred.world import RANK_MARK, _launched_as
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +232,10 @@ def in_child(action: Callable[[], str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("name", [name for name in NEEDS_INIT if name != "plan_allreduce"])
+TOLD_IN_CHILDREN = ("rank", "size", "local_rank", "local_size")
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDS_INIT if name not in ("plan_allreduce", *TOLD_IN_CHILDREN)])
 def test_forked_child_gets_a_usage_error(name: str) -> None:
     rr.init()
 
@@ -245,6 +249,21 @@ def test_forked_child_gets_a_usage_error(name: str) -> None:
     assert "forked child cannot take part" in in_child(use)
     assert rr.is_initialized()
     NEEDS_INIT[name]()
+
+
+@pytest.mark.parametrize("name", TOLD_IN_CHILDREN)
+def test_forked_child_knows_which_rank_it_works_for(name: str) -> None:
+    rr.init()
+    assert in_child(lambda: str(NEEDS_INIT[name]())) == str(NEEDS_INIT[name]())
+
+
+def test_a_process_that_a_rank_started_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMIX_RANK", "3")
+    monkeypatch.setenv(RANK_MARK, f"{os.getppid()} {_launched_as()}")
+    with pytest.raises(rr.UsageError, match="was started by a rank"):
+        rr.init()
+    monkeypatch.setenv("PMIX_RANK", "4")  # a launch of its own
+    rr.init()
 
 
 def test_forked_child_reads_arena_arrays_and_leaves_them_alone() -> None:

@@ -803,9 +803,9 @@ def test_names() -> None:
 def test_bad_arguments() -> None:
     model = two_layers()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="at least 1: it is 0"):
         DistributedOptimizer(inner, backward_passes_per_step=0, channel=Echo())
-    with pytest.raises(ValueError, match="Average, Sum, Adasum"):
+    with pytest.raises(ValueError, match="Average, Sum or Adasum"):
         DistributedOptimizer(inner, op=rr.Max, channel=Echo())
     with pytest.raises(ValueError, match="goes with op=Average"):
         DistributedOptimizer(inner, op=rr.Sum, gradient_predivide_factor=2.0, channel=Echo())
@@ -835,3 +835,26 @@ def test_bad_groups() -> None:
     for groups in ([parameters[:2], parameters[1:]], [[parameters[0], parameters[0]]]):
         with pytest.raises(ValueError, match="twice"):
             form_groups(named, groups)
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "words"),
+    [
+        ("backward_passes_per_step", [float("nan"), 1.5, "2", None, True, -1], "whole number, at least 1"),
+        ("gradient_predivide_factor", [None, "2", 1j, float("nan"), float("inf"), 10**400], "finite real number"),
+        ("compression", [None, "fp16", Compression], "compression must have"),
+        ("op", [True, 1.0, rr.Min], "op must be"),
+        ("groups", [[1]], "lists of parameters"),
+        ("named_parameters", [two_layers(), 3], "named_parameters must hold pairs"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_options_of_wrong_types(option: str, values: list[object], words: str) -> None:
+    for value in values:
+        with pytest.raises(rr.UsageError, match=words):
+            DistributedOptimizer(torch.optim.SGD(two_layers().parameters()), **{option: value}, channel=Echo())  # type: ignore[arg-type]
+
+
+def test_more_groups_than_parameters() -> None:
+    named = list(two_layers().named_parameters())
+    assert form_groups(named, 10**12) == [[index] for index in range(len(named))]
