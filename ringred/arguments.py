@@ -40,6 +40,8 @@ def check_name(name: Any) -> None:
 
 def checked_op(op: Any, function: str, known: Iterable[Op] = Op) -> Op:
     """The op that is meant: one of `known`, or its number as an integer of any kind, which a bool is not."""
+    if type(op) is Op and op in known:  # at once: abstract classes take their time
+        return op
     if isinstance(op, Integral) and not isinstance(op, bool):
         for one in known:
             if op == one:
@@ -53,6 +55,8 @@ def checked_op(op: Any, function: str, known: Iterable[Op] = Op) -> Op:
 
 def checked_factor(factor: Any, argument: str) -> float:
     """A finite real number as a float."""
+    if type(factor) is float and math.isfinite(factor):
+        return factor
     try:
         number = float(factor) if isinstance(factor, Real) else math.nan
     except OverflowError:

@@ -320,7 +320,7 @@ def _allreduce(
     wire: str | None,
     process_set: ProcessSet,
 ) -> Handle[Any]:
-    if wire not in (None, *WIRES):
+    if wire is not None and wire not in WIRES:
         raise UsageError(f"wire must be one of {', '.join(WIRES)}, or None for no other type: it is {wire!r}.")
     op = checked_op(op, "allreduce")
     factors = checked_factors(factors)
