@@ -23,6 +23,13 @@ TENSORS = 256
 ELEMENTS = 16 << 10
 ROUNDS = 25
 LONE_CALLS = 500
+ARRAYS = {  # which of the arrays each action reduces
+    "blocking": slice(0, 1),
+    "submitted": slice(0, 1),
+    "one": slice(1, 2),
+    "grouped": slice(2, None),
+    "separate": slice(2, None),
+}
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -67,9 +74,15 @@ def main() -> None:
         "separate": separate,
     }
     times: dict[str, list[float]] = {name: [] for name in actions}
+    arrays = [small, big, *tensors]
     for turn in range(ROUNDS + 2):
         for name, action in actions.items():
+            for array in arrays:
+                array.fill(rr.rank())
             took = seconds(action)
+            reduced = arrays[ARRAYS[name]]
+            if any((array != rr.size() - 1).any() for array in reduced):
+                raise AssertionError(f"{name}: the maximum over the ranks is {rr.size() - 1}, and the result is not")
             if turn >= 2:
                 times[name].append(took)
     if rr.rank() == 0:

@@ -265,7 +265,8 @@ def barrier_async(*, name: str | None = None, process_set: ProcessSet = global_p
 def join(device: int = -1, allow: str = "allreduce", process_set: ProcessSet = global_process_set) -> int:
     """Say that this rank has run out of data, and wait until all ranks have said so.
 
-    Until then its part in the allreduces of the others is zeros; averages still divide by the size of the whole set.
+    Until then it gives nothing to the allreduces of the others, which for sums is zero; averages still divide by the
+    size of the whole set.
 
     Args:
         device: ignored, for Horovod's scripts.

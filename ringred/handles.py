@@ -9,6 +9,7 @@ operations of a `ChainedHandle` depend on the results of its earlier ones.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -25,7 +26,7 @@ Steps = Generator["Handle[Any]", Any, Result]
 """Yields handles, is sent their results (or has their errors thrown into it), and returns the result of all."""
 
 
-class Handle(Generic[Result]):
+class Handle(ABC, Generic[Result]):
     """What all kinds of handles have in common. Safe to use from several threads."""
 
     def __init__(self, finish: Callable[[], Result] | None, result: Result | None = None) -> None:
@@ -35,13 +36,13 @@ class Handle(Generic[Result]):
         self._error: Exception | None = None
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The operation's name: the one it was given, or "unnamed.<n>"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def poll(self) -> bool:
         """Whether the operation has ended, well or not. Never waits and never raises."""
-        raise NotImplementedError
 
     def wait(self) -> Result:
         """Wait for the end of the operation, without the GIL, and return its result: the same object on every call.
@@ -64,6 +65,7 @@ class Handle(Generic[Result]):
 
     __call__ = wait  # what Horovod's sparse_allreduce_async returns is called
 
+    @abstractmethod
     def add_done_callback(self, callback: Callable[[Handle[Result]], object]) -> None:
         """Have `callback(handle)` called once when the operation has ended, also if it ended already.
 
@@ -74,7 +76,6 @@ class Handle(Generic[Result]):
         Raises:
             UsageError: it cannot be called.
         """
-        raise NotImplementedError
 
     def then(self, function: Callable[[Result], Other]) -> Handle[Other]:
         """A handle of the same operation whose result is `function(result)`, called once, by whoever waits first."""
@@ -86,9 +87,9 @@ class Handle(Generic[Result]):
             "result, which wait() returns."
         )
 
+    @abstractmethod
     def _await(self) -> None:
         """Wait for the end of all operations; raise the first error, on every call."""
-        raise NotImplementedError
 
     def _build(self, finish: Callable[[], Result]) -> None:
         try:
@@ -244,9 +245,6 @@ class ChainedHandle(Handle[Result]):
         if self._failure is not None:
             raise self._failure
         return self._value  # type: ignore[return-value]  # None only where that is the result
-
-
-Pending = Handle
 
 
 def _check_callback(callback: Any) -> None:

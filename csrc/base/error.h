@@ -17,6 +17,10 @@ enum class ErrorKind {
   system,       // memory, permissions, limits; the text names the remedy
 };
 
+// What helps where a communicator or a group is broken; a sentence that follows on others.
+inline constexpr const char* restart_remedy =
+    " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.";
+
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, std::string text) : std::runtime_error(std::move(text)), kind_(kind) {}

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "csrc/base/error.h"
+#include "csrc/base/round.h"
 
 namespace ringred {
 namespace {
@@ -89,10 +90,6 @@ class Reader {
  private:
   const Lookup& lookup_;
 };
-
-constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) {
-  return (bytes + unit - 1) / unit * unit;
-}
 
 }  // namespace
 

@@ -1,8 +1,10 @@
-// Text into a fixed room in shared memory, cut where it is too long, never inside a UTF-8 letter.
+// Text for errors; and into a fixed room in shared memory, cut where it is too long, never inside a UTF-8 letter.
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace ringred {
 
@@ -16,6 +18,13 @@ inline std::string_view cut(std::string_view text, std::size_t room) {
 template <std::size_t size>
 void store_text(char (&place)[size], std::string_view text) {
   place[cut(text, size - 1).copy(place, size)] = '\0';
+}
+
+// "rank 2", "ranks 0, 1, 3": all of them, since errors name everyone.
+inline std::string list_ranks(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (std::size_t i = 0; i < ranks.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
+  return text;
 }
 
 }  // namespace ringred

@@ -1,12 +1,12 @@
 #include "csrc/base/wait.h"
 
-#include <poll.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <cstdio>
 
 #include "csrc/base/futex.h"
+#include "csrc/base/lifeline.h"
 #include "csrc/base/text.h"
 
 namespace ringred {
@@ -136,8 +136,7 @@ class Waiter::LongWait {
 
   void check_lifelines() {
     for (std::size_t peer = 0; peer < waiter_.peers_.lifelines.size(); ++peer) {
-      pollfd lifeline{waiter_.peers_.lifelines[peer], POLLIN, 0};
-      if (lifeline.fd < 0 || ::poll(&lifeline, 1, 0) <= 0 || (lifeline.revents & (POLLIN | POLLHUP)) == 0) continue;
+      if (!has_ended(waiter_.peers_.lifelines[peer])) continue;
       // Its last stores may have come just before its end, and it may have left in good order.
       const auto& departure = *waiter_.peers_.departures[peer];
       const bool in_order = departure.state.load(std::memory_order_acquire) == Departure::left;

@@ -1,16 +1,11 @@
 #include "csrc/engine/call.h"
 
+#include <cstdio>
+
+#include "csrc/base/mix.h"
+#include "csrc/base/text.h"
+
 namespace ringred {
-namespace {
-
-// One round of multiply and shift, by the golden ratio: enough to tell calls apart; nobody attacks it.
-constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
-  hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
-  return hash ^ (hash >> 32);
-}
-
-}  // namespace
-
 std::uint64_t Call::fingerprint() const {
   std::uint64_t hash = mix(0, static_cast<std::uint64_t>(kind) << 16 | static_cast<std::uint64_t>(op) << 8 |
                                   static_cast<std::uint64_t>(dtype));
@@ -56,6 +51,18 @@ std::string_view name_of(CallKind kind) {
       return "join";
   }
   return "?";
+}
+
+std::string fingerprint_text(std::uint64_t fingerprint) {
+  char text[40];
+  std::snprintf(text, sizeof text, "(fingerprint %016llx)", static_cast<unsigned long long>(fingerprint));
+  return text;
+}
+
+std::string fit_description(const std::string& whole, std::uint64_t fingerprint, std::size_t room) {
+  if (whole.size() <= room) return whole;
+  const std::string end = "... " + fingerprint_text(fingerprint);
+  return std::string(cut(whole, room - end.size())) + end;
 }
 
 }  // namespace ringred

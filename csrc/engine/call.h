@@ -27,4 +27,8 @@ struct Call {
 
 std::string_view name_of(CallKind kind);
 
+// A description in `room` bytes. One that has to be cut ends with the fingerprint, in which different ones differ.
+std::string fit_description(const std::string& whole, std::uint64_t fingerprint, std::size_t room);
+std::string fingerprint_text(std::uint64_t fingerprint);  // "(fingerprint 0123456789abcdef)"
+
 }  // namespace ringred

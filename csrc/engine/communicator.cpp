@@ -1,11 +1,11 @@
 #include "csrc/engine/communicator.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <map>
 #include <vector>
 
+#include "csrc/base/round.h"
 #include "csrc/base/text.h"
 #include "csrc/leaf/broadcast.h"
 #include "csrc/leaf/one_shot.h"
@@ -15,9 +15,6 @@
 namespace ringred {
 namespace {
 
-constexpr const char* remedy =
-    " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.";
-
 // A staging slot takes a cache line of every rank at least.
 Layout layout_of(int size, const Settings& settings) {
   return {settings.one_shot_bytes, std::max(settings.slot_bytes, 64 * static_cast<std::size_t>(size))};
@@ -26,7 +23,7 @@ Layout layout_of(int size, const Settings& settings) {
 std::size_t arena_start(int size, const Settings& settings) {
   constexpr std::size_t huge_page = std::size_t{2} << 20;
   const std::size_t control = layout_of(size, settings).end() + SegmentLinks::memory_bytes(size, settings.chunk_bytes);
-  return (control + huge_page - 1) / huge_page * huge_page;
+  return round_up(control, huge_page);
 }
 
 Waiter waiter_of(const Communicator::Setup& setup) {
@@ -43,21 +40,6 @@ Waiter waiter_of(const Communicator::Setup& setup) {
                 {cores_suffice, std::chrono::microseconds(settings.spin_microseconds), settings.timeout_seconds,
                  settings.stall_seconds},
                 setup.hooks.get());
-}
-
-// Descriptions that had to be cut end with the fingerprint, in which they differ.
-std::string short_description(const Call& call, std::size_t room) {
-  const std::string whole = call.describe();
-  if (whole.size() <= room) return whole;
-  char end[48];
-  std::snprintf(end, sizeof end, "... (fingerprint %016llx)", static_cast<unsigned long long>(call.fingerprint()));
-  return std::string(cut(whole, room - std::strlen(end))) + end;
-}
-
-std::string list(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
-  return text;
 }
 
 }  // namespace
@@ -87,7 +69,7 @@ class Communicator::Entry {
       fail_usage(name + " cannot be called here: " + why);
     if (!communicator_.broken_.empty())
       throw Error(ErrorKind::peer_lost,
-                  "The communicator is broken since an earlier call: " + communicator_.broken_ + remedy);
+                  "The communicator is broken since an earlier call: " + communicator_.broken_ + restart_remedy);
   }
 
   Communicator& communicator_;
@@ -143,7 +125,7 @@ void Communicator::guarded(const Call& call, Body&& body) {
     const std::string_view end = broken_.ends_with('.') ? "" : ".";
     throw Error(error.kind(), broken_ + std::string(end) +
                                   (call.kind == CallKind::barrier ? "" : " The contents of the array are undefined.") +
-                                  remedy);
+                                  restart_remedy);
   } catch (const std::exception& error) {  // such as a lack of memory
     break_off(error.what());
     throw;
@@ -228,7 +210,8 @@ void Communicator::reduce_alone(const Reduction& reduction) {
 }
 
 void Communicator::raise_mismatch(const Call& call) {
-  store_text(team_.block(rank()).description, short_description(call, sizeof(ControlBlock::description) - 1));
+  store_text(team_.block(rank()).description,
+             fit_description(call.describe(), call.fingerprint(), sizeof(ControlBlock::description) - 1));
   const auto sentence = [] { return std::string("to say what it called, after ranks were found to disagree"); };
   team_.post();
   team_.await_phase_of_all(team_.phase(), sentence);
@@ -248,7 +231,7 @@ std::string Communicator::mismatch_text() const {
   }
   std::string text = "All ranks must make the same call:";
   for (const std::string& description : order)
-    text += (description == order.front() ? " " : "; ") + list(callers[description]) + " called " + description;
+    text += (description == order.front() ? " " : "; ") + list_ranks(callers[description]) + " called " + description;
   return text + ". Nothing was changed, and the next call works.";
 }
 

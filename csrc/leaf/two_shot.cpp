@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "csrc/base/round.h"
+
 namespace ringred {
 namespace {
-
-std::size_t divide_up(std::size_t value, std::size_t unit) {
-  return (value + unit - 1) / unit;
-}
 
 std::byte* arena_buffer(const Team& team, int peer) {
   const std::uint64_t location = team.line(peer).location;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "csrc/base/error.h"
+#include "csrc/base/round.h"
 #include "csrc/memory/limits.h"
 
 namespace ringred {
@@ -15,10 +16,6 @@ namespace {
 
 constexpr std::size_t page = 4096;
 constexpr std::size_t huge_page = std::size_t{2} << 20;
-
-std::size_t round_up(std::size_t value, std::size_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
 
 // Large arrays begin on a huge page and fill whole ones; small ones would waste them.
 std::size_t alignment_of(std::size_t bytes) {

@@ -7,17 +7,6 @@
 namespace py = pybind11;
 
 namespace ringred {
-namespace {
-
-// Where an output ends that is as long as its input, which are those that users pass in; null for others.
-const std::byte* end_of_output(const Request& request, const Tensor& tensor) {
-  const std::size_t bytes = tensor.count() * info(tensor.dtype).size;
-  const bool alike = request.kind == CallKind::allreduce || request.kind == CallKind::broadcast;
-  return tensor.output != nullptr && alike && bytes > 0 ? tensor.output + bytes : nullptr;
-}
-
-}  // namespace
-
 const ArrayView& KeptArrays::add(py::handle array, ArrayView::Access access) {
   views_.push_back(std::make_unique<ArrayView>(array, access));
   objects_.push_back(py::reinterpret_borrow<py::object>(array));
@@ -60,14 +49,14 @@ std::shared_ptr<Operation> PythonEngine::submit(std::uint32_t group, Request req
   auto operation = engine_->submit(group, std::move(request), waits);
   in_use_.push_back({operation, std::move(kept)});
   for (const Tensor& tensor : operation->request.tensors)
-    if (const std::byte* end = end_of_output(operation->request, tensor)) outputs_[end] = {tensor.output, operation};
+    if (const std::byte* end = operation->request.end_of_output(tensor)) outputs_[end] = {tensor.output, operation};
   return operation;
 }
 
 // Two operations in flight that write to one array would give what chance decides, and other things on other ranks.
 void PythonEngine::check_free(const Request& request) {
   for (const Tensor& tensor : request.tensors) {
-    const std::byte* end = end_of_output(request, tensor);
+    const std::byte* end = request.end_of_output(tensor);
     for (auto other = outputs_.upper_bound(tensor.output); other != outputs_.end() && other->second.begin < end;
          ++other)
       if (!other->second.operation->done())
@@ -80,7 +69,7 @@ void PythonEngine::let_go() {
   std::vector<InUse> done;  // destroyed last: what goes with it may submit
   const auto take = [&](InUse& one) {
     for (const Tensor& tensor : one.operation->request.tensors) {
-      const auto known = outputs_.find(end_of_output(one.operation->request, tensor));
+      const auto known = outputs_.find(one.operation->request.end_of_output(tensor));
       if (known != outputs_.end() && known->second.operation == one.operation) outputs_.erase(known);
     }
     done.push_back(std::move(one));

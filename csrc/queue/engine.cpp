@@ -1,10 +1,10 @@
 #include "csrc/queue/engine.h"
 
-#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
 
+#include "csrc/base/lifeline.h"
 #include "csrc/base/text.h"
 #include "csrc/queue/bell.h"
 
@@ -33,11 +33,6 @@ void check_group_size(std::size_t ranks) {
                " ranks: it would have " + std::to_string(ranks) + ".");
 }
 
-bool is_alive(int lifeline) {
-  pollfd descriptor{lifeline, POLLIN, 0};
-  return lifeline < 0 || ::poll(&descriptor, 1, 0) <= 0 || (descriptor.revents & (POLLIN | POLLHUP)) == 0;
-}
-
 }  // namespace
 
 Engine::Memory Engine::Memory::make(Arena& arena, int size, const Settings& settings) {
@@ -50,8 +45,8 @@ Engine::Memory Engine::Memory::make(Arena& arena, int size, const Settings& sett
 
 std::size_t Engine::Memory::bytes(int size, const Settings& settings) {
   constexpr std::size_t huge_page = std::size_t{2} << 20;  // to which large blocks are aligned
-  return GroupLayout::round_up(sizeof(RankBlock), huge_page) +
-         GroupLayout::round_up(Group::bytes(static_cast<std::size_t>(size), settings), huge_page);
+  return round_up(sizeof(RankBlock), huge_page) +
+         round_up(Group::bytes(static_cast<std::size_t>(size), settings), huge_page);
 }
 
 Engine::Engine(Setup setup)
@@ -64,8 +59,6 @@ Engine::Engine(Setup setup)
   mine_.rank = setup_.rank;
   mine_.size = setup_.size;
   mine_.pid = getpid();
-  mine_.started = monotonic_now();
-  mine_.offset = setup_.rank_offsets[static_cast<std::size_t>(setup_.rank)];
   mine_.magic.store(RankBlock::magic_value, std::memory_order_release);
   Scene scene;
   for (std::size_t peer = 0; peer < ranks_.size(); ++peer) {
@@ -73,7 +66,7 @@ Engine::Engine(Setup setup)
     scene.bases.push_back(setup_.bases[peer]);
     scene.lengths.push_back(setup_.lengths[peer]);
   }
-  scene.alive = [this](int rank) { return is_alive(setup_.lifelines[static_cast<std::size_t>(rank)]); };
+  scene.alive = [this](int rank) { return !has_ended(setup_.lifelines[static_cast<std::size_t>(rank)]); };
   stall_watch_ =
       std::make_unique<StallWatch>(StallWatch::Setup{ranks_, scene, setup_.settings.stall_seconds, setup_.report});
   std::vector<int> all(static_cast<std::size_t>(setup_.size));
@@ -123,7 +116,7 @@ bool Engine::end_after(Group& group, const std::exception& error) {
         std::string("an operation failed on rank ") + std::to_string(rank()) + ": " + error.what();
     group.close(Error(ErrorKind::system, reason + ". Call shutdown() and init() on all ranks to go on."),
                 "broke off (" + reason + ")");
-  } catch (const std::exception&) {  // no memory even for that: the next look tries again
+  } catch (const std::exception&) {  // no memory even for that: the next step tries again
   }
   return false;
 }
@@ -140,9 +133,7 @@ void Engine::report_if_possible(Report&& report) {
 bool Engine::advance() {
   bool moved = false;
   if (mine_.requests.load(std::memory_order_acquire) != mine_.answers.load(std::memory_order_relaxed)) {
-    const std::uint32_t number = mine_.requests.load(std::memory_order_acquire);
-    report_if_possible([&] { answer_requests(); });
-    mine_.answers.store(number, std::memory_order_seq_cst);
+    answer_requests();
     moved = true;
   }
   if (const std::uint32_t wished = mine_.reports.load(std::memory_order_acquire); wished != reports_) {
@@ -180,7 +171,7 @@ void Engine::about_to_sleep(const Operation& operation) {
 void Engine::answer_requests() {
   const std::uint32_t number = mine_.requests.load(std::memory_order_acquire);
   mine_.stacks[0] = '\0';
-  store_text(mine_.stacks, setup_.stacks ? setup_.stacks() : std::string());
+  report_if_possible([&] { store_text(mine_.stacks, setup_.stacks ? setup_.stacks() : std::string()); });
   mine_.answers.store(number, std::memory_order_seq_cst);
   for (RankBlock* rank : ranks_)
     if (rank != &mine_) ring(rank->bell);

@@ -11,6 +11,7 @@ namespace ringred {
 namespace {
 
 constexpr std::size_t entries_at_a_time = 256;
+
 GroupLayout layout_for(std::size_t size, const Settings& settings) {
   return GroupLayout::of(size, settings.slot_bytes);
 }
@@ -49,18 +50,12 @@ Group::Group(Setup setup)
 }
 
 Entry& Group::entry(std::uint32_t number) const {
-  return reinterpret_cast<Entry*>(reinterpret_cast<std::byte*>(&mine_) + layout_.entries())[number];
+  return layout_.entries_of(mine_)[number];
 }
 
 std::shared_ptr<Operation> Group::submit(Request request) {
   request.check(size());
-  const std::size_t numbers = request.kind == CallKind::alltoall    ? static_cast<std::size_t>(size())
-                              : request.kind == CallKind::allgather ? 1
-                                                                    : 0;
-  if ((request.tensors.size() * numbers + 1) * sizeof(std::uint64_t) > layout_.slot_bytes)
-    fail_usage("A grouped " + std::string(name_of(request.kind)) + " has to announce its rows in one slot of " +
-               in_words(layout_.slot_bytes) + ", and " + std::to_string(request.tensors.size()) +
-               " tensors do not fit. Use smaller groups, or raise RINGRED_SLOT_BYTES.");
+  check_announcement(request);
   std::shared_ptr<Operation> operation;
   {
     const std::lock_guard lock(mutex_);
@@ -68,38 +63,59 @@ std::shared_ptr<Operation> Group::submit(Request request) {
     const bool unnamed = request.name.empty();
     if (unnamed) request.name = unnamed_prefix + std::to_string(unnamed_);
     if (request.kind == CallKind::join) request.name = "join";  // a rank joins once at a time
-    const NameHash hash = hash_of(request.name);
-    const NameTable::Place place = names_.take(hash);
-    if (place.found == NameTable::Found::busy)
-      fail_usage("A name stands for one operation at a time: '" + request.name +
-                 "' has been submitted and is not done. Synchronize it first, or give this one another name.");
-    if (place.found == NameTable::Found::full)
-      fail_usage("At most " + std::to_string(GroupBlock::most_entries) +
-                 " operations may be in flight in a process set: '" + request.name +
-                 "' would be one more. Synchronize some first, or use grouped operations.");
-    try {
-      operation = std::make_shared<Operation>(std::move(request));
-      operation->group = number();
-      operation->number = place.number;
-      write_entry(*operation, hash);
-      if (in_flight_.size() <= place.number) in_flight_.resize(place.number + 1);
-    } catch (...) {
-      names_.release(place.number);
-      throw;
-    }
+    operation = introduce(std::move(request));
     if (operation->request.kind == CallKind::join) mine_.joined.store(1, std::memory_order_relaxed);
     if (unnamed) ++unnamed_;
-    in_flight_[place.number] = operation;
-    in_flight_count_.fetch_add(1, std::memory_order_seq_cst);
-    Entry& mine = entry(place.number);
-    mine.submissions.store(mine.submissions.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
-    const std::uint64_t tail = mine_.tail.load(std::memory_order_relaxed);
-    auto* ring = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::byte*>(&mine_) + layout_.ring());
-    ring[tail % GroupBlock::most_entries] = place.number;
-    mine_.tail.store(tail + 1, std::memory_order_seq_cst);
+    publish(operation);
   }
   if (!is_sequencer()) wake(0, tail_raised);
   return operation;
+}
+
+void Group::check_announcement(const Request& request) const {
+  const std::size_t numbers = request.kind == CallKind::alltoall    ? static_cast<std::size_t>(size())
+                              : request.kind == CallKind::allgather ? 1
+                                                                    : 0;
+  if ((request.tensors.size() * numbers + 1) * sizeof(std::uint64_t) > layout_.slot_bytes)
+    fail_usage("A grouped " + std::string(name_of(request.kind)) + " has to announce its rows in one slot of " +
+               in_words(layout_.slot_bytes) + ", and " + std::to_string(request.tensors.size()) +
+               " tensors do not fit. Use smaller groups, or raise RINGRED_SLOT_BYTES.");
+}
+
+// Gives the operation the number of its name, and fills in its entry. If that fails the name is free as before.
+std::shared_ptr<Operation> Group::introduce(Request request) {
+  const NameHash hash = hash_of(request.name);
+  const NameTable::Place place = names_.take(hash);
+  if (place.found == NameTable::Found::busy)
+    fail_usage("A name stands for one operation at a time: '" + request.name +
+               "' has been submitted and is not done. Synchronize it first, or give this one another name.");
+  if (place.found == NameTable::Found::full)
+    fail_usage("At most " + std::to_string(GroupBlock::most_entries) +
+               " operations may be in flight in a process set: '" + request.name +
+               "' would be one more. Synchronize some first, or use grouped operations.");
+  try {
+    auto operation = std::make_shared<Operation>(std::move(request));
+    operation->group = number();
+    operation->number = place.number;
+    write_entry(*operation, hash);
+    if (in_flight_.size() <= place.number) in_flight_.resize(place.number + 1);
+    return operation;
+  } catch (...) {
+    names_.release(place.number);
+    throw;
+  }
+}
+
+// (1) of shared.h.
+void Group::publish(const std::shared_ptr<Operation>& operation) {
+  const std::uint32_t number_of_name = operation->number;
+  in_flight_[number_of_name] = operation;
+  in_flight_count_.fetch_add(1, std::memory_order_seq_cst);
+  Entry& mine = entry(number_of_name);
+  mine.submissions.store(mine.submissions.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
+  const std::uint64_t tail = mine_.tail.load(std::memory_order_relaxed);
+  layout_.ring_of(mine_)[tail % GroupBlock::most_entries] = number_of_name;
+  mine_.tail.store(tail + 1, std::memory_order_seq_cst);
 }
 
 void Group::write_entry(Operation& operation, const NameHash& hash) {
@@ -111,7 +127,8 @@ void Group::write_entry(Operation& operation, const NameHash& hash) {
   Entry& mine = entry(operation.number);
   const bool other_name = mine.hash[0] != hash.words[0] || mine.hash[1] != hash.words[1];
   const std::uint64_t fingerprint = request.fingerprint();
-  if (other_name || mine.fingerprint != fingerprint) store_text(mine.description, request.describe());
+  if (other_name || mine.fingerprint != fingerprint)
+    store_text(mine.description, fit_description(request.describe(), fingerprint, Entry::description_bytes - 1));
   if (other_name) {
     mine.hash[0] = hash.words[0];
     mine.hash[1] = hash.words[1];
@@ -181,12 +198,10 @@ bool Group::note_awaits() {
 }
 
 const LogRecord* Group::next_record() const {
-  const GroupBlock& sequencer = *setup_.blocks.front();
+  GroupBlock& sequencer = *setup_.blocks.front();
   const std::uint64_t position = mine_.consumed.load(std::memory_order_relaxed);
   if (sequencer.logged.load(std::memory_order_seq_cst) <= position) return nullptr;
-  const std::size_t place = position % GroupBlock::log_records;
-  return reinterpret_cast<const LogRecord*>(reinterpret_cast<const std::byte*>(&sequencer) + layout_.log() +
-                                            place * layout_.record_bytes());
+  return layout_.record_of(sequencer, position);
 }
 
 bool Group::begin_next() {
@@ -224,6 +239,8 @@ void Group::begin_batch(const LogRecord& record) {
   const auto ranks = static_cast<std::size_t>(size());
   const auto me = static_cast<std::size_t>(setup_.index);
   const std::int64_t now = monotonic_now();
+  mine_in_batch_.clear();  // an attempt before may have failed half-way
+  mine_as_pointers_.clear();
   givers_.clear();
   for (std::size_t member = 0; member < ranks; ++member)
     if (record.numbers()[member] != LogRecord::no_number) givers_.push_back(static_cast<int>(member));
@@ -289,10 +306,8 @@ void Group::complete(const std::shared_ptr<Operation>& operation, const std::opt
   setup_.observer->completed(operation);
 }
 
-bool Group::fail_name(const NameHash& name, const std::string& text) {
-  if (over_ || !sequencer_ || !sequencer_->fail(name, text)) return false;
-  wake_others(logged_raised);
-  return true;
+void Group::fail_name(const NameHash& name, const std::string& text) {
+  if (!over_ && sequencer_ && sequencer_->fail(name, text)) wake_others(logged_raised);
 }
 
 std::int64_t Group::oldest_in_flight() const {

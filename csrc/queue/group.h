@@ -1,12 +1,11 @@
 // One rank's part in one group (process set): the operations that it has submitted, and the one that runs.
 //
-// Threads: submit() may be called by any; everything else only by who drives the engine (see engine.h). `mutex_` guards
+// Threads: submit() may be called by any; everything else only by who drives the engine (see driver.h). `mutex_` guards
 // what both touch: the names, the operations in flight, and whether the group is closed.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -86,7 +85,7 @@ class Group {
   void close(const Error& error, const std::string& reason);
 
   // The sequencer's: fails a name that some members have submitted and others will not.
-  bool fail_name(const NameHash& name, const std::string& text);
+  void fail_name(const NameHash& name, const std::string& text);
 
   // When the first of the operations in flight was submitted; 0: there is none.
   std::int64_t oldest_in_flight() const;
@@ -100,7 +99,10 @@ class Group {
  private:
   bool sequencer_waits() const { return sequencer_ && sequencer_->waits(); }
   Entry& entry(std::uint32_t number) const;
+  void check_announcement(const Request& request) const;
+  std::shared_ptr<Operation> introduce(Request request);
   void write_entry(Operation& operation, const NameHash& hash);
+  void publish(const std::shared_ptr<Operation>& operation);
   const LogRecord* next_record() const;
   bool begin_next();
   void begin_batch(const LogRecord& record);

@@ -1,22 +1,13 @@
 // How operations end that cannot be completed: peers that have gone, deadlines, shutdown.
-#include <poll.h>
-
 #include <algorithm>
 #include <cstdio>
 
+#include "csrc/base/lifeline.h"
 #include "csrc/base/text.h"
 #include "csrc/queue/group.h"
 
 namespace ringred {
 namespace {
-
-constexpr const char* remedy =
-    " Call shutdown() and init() on all ranks to go on; if the process of one has ended, restart the job.";
-
-bool has_ended(int lifeline) {
-  pollfd descriptor{lifeline, POLLIN, 0};
-  return lifeline >= 0 && ::poll(&descriptor, 1, 0) > 0 && (descriptor.revents & (POLLIN | POLLHUP)) != 0;
-}
 
 std::string seconds_text(double seconds) {
   char text[32];
@@ -75,7 +66,7 @@ void Group::look_at_members() {
     const std::string reason = state == Departure::present
                                    ? end_of(member)
                                    : "rank " + std::to_string(setup_.ranks[member]) + " " + departure.reason;
-    return close(Error(ErrorKind::peer_lost, reason + "." + remedy), "broke off (" + reason + ")");
+    return close(Error(ErrorKind::peer_lost, reason + "." + restart_remedy), "broke off (" + reason + ")");
   }
 }
 
@@ -102,7 +93,7 @@ void Group::look_at_deadline(std::int64_t now) {
   if (!late) return;
   const std::string reason = "'" + late->request.name + "' has been waiting for " + missing(*late) +
                              " for more than RINGRED_TIMEOUT_SECONDS=" + seconds_text(limit);
-  close(Error(ErrorKind::timeout, reason + "." + remedy), "broke off (" + reason + ")");
+  close(Error(ErrorKind::timeout, reason + "." + restart_remedy), "broke off (" + reason + ")");
 }
 
 // The members that have not submitted an operation of this name.
@@ -110,9 +101,8 @@ std::string Group::missing(const Operation& operation) const {
   const Entry& mine = entry(operation.number);
   std::string text;
   for (std::size_t member = 0; member < setup_.blocks.size(); ++member) {
-    const GroupBlock& block = *setup_.blocks[member];
-    const auto* entries =
-        reinterpret_cast<const Entry*>(reinterpret_cast<const std::byte*>(&block) + layout_.entries());
+    GroupBlock& block = *setup_.blocks[member];
+    const Entry* entries = layout_.entries_of(block);
     const std::uint32_t used = block.entries.load(std::memory_order_acquire);
     const bool submitted = std::any_of(entries, entries + used, [&](const Entry& other) {
       return other.submissions.load(std::memory_order_acquire) > other.completed.load(std::memory_order_acquire) &&

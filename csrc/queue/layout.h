@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/base/round.h"
 #include "csrc/queue/shared.h"
 
 namespace ringred {
@@ -33,8 +34,17 @@ struct GroupLayout {
   std::size_t entries() const { return slot(0) + slots * slot_bytes; }
   std::size_t end() const { return round_up(entries() + GroupBlock::most_entries * sizeof(Entry), page); }
 
-  static constexpr std::size_t round_up(std::size_t bytes, std::size_t unit) {
-    return (bytes + unit - 1) / unit * unit;
+  // The table of names of a member.
+  Entry* entries_of(GroupBlock& block) const {
+    return reinterpret_cast<Entry*>(reinterpret_cast<std::byte*>(&block) + entries());
+  }
+  std::uint32_t* ring_of(GroupBlock& block) const {
+    return reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::byte*>(&block) + ring());
+  }
+  // Where the log's record of this number lies in the sequencer's block.
+  LogRecord* record_of(GroupBlock& sequencer, std::uint64_t number) const {
+    return reinterpret_cast<LogRecord*>(reinterpret_cast<std::byte*>(&sequencer) + log() +
+                                        number % GroupBlock::log_records * record_bytes());
   }
 };
 

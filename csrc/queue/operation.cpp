@@ -4,17 +4,13 @@
 #include <bit>
 #include <climits>
 #include <cstdio>
+#include <utility>
 
 #include "csrc/base/futex.h"
+#include "csrc/base/mix.h"
 
 namespace ringred {
 namespace {
-
-// One round of multiply and shift, by the golden ratio: enough to tell requests apart; nobody attacks it.
-constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
-  hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
-  return hash ^ (hash >> 32);
-}
 
 bool is_float(DType dtype) {
   const TypeClass type_class = info(dtype).type_class;
@@ -101,20 +97,20 @@ void Request::check(int size) const {
   }
 }
 
-// Ranks would write to shared memory of two outputs in different orders. (An input may be the output of the same
-// array.)
+const std::byte* Request::end_of_output(const Tensor& tensor) const {
+  const bool alike = kind == CallKind::allreduce || kind == CallKind::broadcast;
+  const std::size_t bytes = tensor.count() * info(tensor.dtype).size;
+  return alike && tensor.output != nullptr && bytes > 0 ? tensor.output + bytes : nullptr;
+}
+
+// What is written twice would depend on chance, and differ between ranks.
 void Request::check_outputs_apart() const {
-  struct Range {
-    const std::byte *begin, *end;
-  };
-  std::vector<Range> outputs;
+  std::vector<std::pair<const std::byte*, const std::byte*>> outputs;  // beginning and end
   for (const Tensor& tensor : tensors)
-    if (tensor.output != nullptr && tensor.count() > 0)
-      outputs.push_back({tensor.output, tensor.output + tensor.count() * info(tensor.dtype).size});
-  if (kind == CallKind::reducescatter || outputs.size() < 2) return;
-  std::sort(outputs.begin(), outputs.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    if (const std::byte* end = end_of_output(tensor)) outputs.emplace_back(tensor.output, end);
+  std::sort(outputs.begin(), outputs.end());
   for (std::size_t i = 1; i < outputs.size(); ++i)
-    if (outputs[i].begin < outputs[i - 1].end)
+    if (outputs[i].first < outputs[i - 1].second)
       fail_usage("The outputs of a grouped " + std::string(name_of(kind)) +
                  " must not overlap: two arrays of the list share memory. Pass each array once.");
 }
@@ -185,7 +181,7 @@ std::string Request::describe() const {
     add("dtype", std::string(info(tensors[i].dtype).name));
     add("shape", shape_text(tensors[i], gathers(kind)));
   }
-  if (tensors.size() > shown) arguments += ", ...";
+  if (tensors.size() > shown) arguments += ", ... " + fingerprint_text(fingerprint());
   return std::string(name_of(kind)) + "(" + arguments + ")";
 }
 

@@ -12,7 +12,6 @@
 #include "csrc/base/error.h"
 #include "csrc/base/types.h"
 #include "csrc/engine/call.h"
-#include "csrc/queue/names.h"
 #include "csrc/queue/shared.h"
 
 namespace ringred {
@@ -50,10 +49,14 @@ struct Request {
   std::uint64_t bytes() const;        // that travel
   std::string describe() const;       // "allreduce(op=Sum, dtype=float32, shape=[4, 3])"
 
-  void check_outputs_apart() const;
+  // Where an output ends that is as long as its input, which are those that callers pass in; null for others.
+  const std::byte* end_of_output(const Tensor& tensor) const;
 
   // Fills in what joined ranks need, one run for each dtype in order of first appearance.
   std::uint32_t runs_into(Run (&run)[Entry::most_runs], int size) const;
+
+ private:
+  void check_outputs_apart() const;
 };
 
 // Rows [begin, end) of `rows` that member `index` of `size` gets of a reduce-scatter: the first rows % size get one
@@ -92,6 +95,7 @@ class Operation {
 
   // After done(): throws the operation's error, if it has failed.
   void raise() const;
+
   // The engine's, once.
   void finish(const std::optional<Error>& error);
 

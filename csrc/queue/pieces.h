@@ -15,11 +15,6 @@ class Pieces {
     std::size_t begin;  // its place in the whole, in elements
   };
 
-  void clear() {
-    pieces_.clear();
-    count_ = 0;
-  }
-
   void add(const std::byte* input, std::byte* output, std::size_t count) {
     if (count == 0) return;
     pieces_.push_back({input, output, count_});

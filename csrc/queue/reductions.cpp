@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "csrc/base/round.h"
+
 namespace ringred {
 namespace {
 
 constexpr std::size_t line = 64;
-
-std::size_t divide_up(std::size_t value, std::size_t unit) {
-  return (value + unit - 1) / unit;
-}
 
 // How many elements of each member's part a slot takes, in whole cache lines.
 std::size_t part_room(const Batch& batch, DType wire) {
@@ -117,7 +115,7 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
     : Reducing(batch, run), count_(run.count), pieces_(pieces_of(batch, run)) {
   const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
   turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, run.wire) * size_), 1);
-  part_elements_ = divide_up(divide_up(divide_up(count_, turns_), size_), unit) * unit;
+  part_elements_ = round_up(divide_up(divide_up(count_, turns_), size_), unit);
 }
 
 TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, std::size_t owner) const {

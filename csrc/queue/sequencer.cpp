@@ -20,10 +20,8 @@ Sequencer::Sequencer(std::vector<GroupBlock*> blocks, GroupLayout layout, std::s
 
 bool Sequencer::advance() {
   for (std::size_t member = 0; member < size_; ++member) {
-    const GroupBlock& block = *blocks_[member];
-    const std::uint64_t tail = block.tail.load(std::memory_order_seq_cst);
-    const auto* ring =
-        reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const std::byte*>(&block) + layout_.ring());
+    const std::uint64_t tail = blocks_[member]->tail.load(std::memory_order_seq_cst);
+    const std::uint32_t* ring = layout_.ring_of(*blocks_[member]);
     for (; heads_[member] < tail; ++heads_[member]) take(member, ring[heads_[member] % GroupBlock::most_entries]);
   }
   bool grown = false;
@@ -102,7 +100,6 @@ void Sequencer::note_lateness(std::uint32_t name) {
   const auto add = [](std::atomic<std::uint64_t>& word, std::uint64_t more) {
     word.store(word.load(std::memory_order_relaxed) + more, std::memory_order_relaxed);
   };
-  add(mine.agreed, 1);
   if (before == 0) return;
   add(mine.late[late].times, 1);
   add(mine.late[late].nanoseconds, static_cast<std::uint64_t>(last - before));
@@ -177,10 +174,8 @@ void Sequencer::append_joined() {
 }
 
 LogRecord& Sequencer::next_record() {
-  GroupBlock* mine = blocks_.front();
-  const std::uint64_t place = mine->logged.load(std::memory_order_relaxed) % GroupBlock::log_records;
-  return *reinterpret_cast<LogRecord*>(reinterpret_cast<std::byte*>(mine) + layout_.log() +
-                                       place * layout_.record_bytes());
+  GroupBlock& mine = *blocks_.front();
+  return *layout_.record_of(mine, mine.logged.load(std::memory_order_relaxed));
 }
 
 void Sequencer::add_to(LogRecord& record, std::uint32_t name) {
@@ -201,8 +196,7 @@ void Sequencer::forget(std::uint32_t name) {
 }
 
 const Entry& Sequencer::entry_of(std::size_t member, std::uint32_t number) const {
-  return reinterpret_cast<const Entry*>(reinterpret_cast<const std::byte*>(blocks_[member]) +
-                                        layout_.entries())[number];
+  return layout_.entries_of(*blocks_[member])[number];
 }
 
 const Entry& Sequencer::any_entry(std::uint32_t name) const {
@@ -226,43 +220,40 @@ std::string Sequencer::problem_of(std::uint32_t name) const {
 }
 
 std::string Sequencer::mismatch_text(std::uint32_t name) const {
-  std::map<std::string, std::vector<std::size_t>> submitters;
+  std::map<std::string, std::vector<int>> submitters;
   std::vector<std::string> order;
   for (std::size_t member = 0; member < size_; ++member) {
     if (!has(name, member)) continue;
     const Entry& entry = entry_of(member, number_of(name, member));
     if (submitters[entry.description].empty()) order.emplace_back(entry.description);
-    submitters[entry.description].push_back(member);
+    submitters[entry.description].push_back(rank_of(member));
   }
   std::string text = "All ranks must submit the same operation under one name, and for '" +
                      std::string(any_entry(name).name) + "' they differ:";
   for (const std::string& description : order)
     text +=
-        (description == order.front() ? " " : "; ") + ranks_text(submitters[description]) + " submitted " + description;
+        (description == order.front() ? " " : "; ") + list_ranks(submitters[description]) + " submitted " + description;
   return text + ". Nothing was changed, and the next operation works.";
 }
 
 // A rank that has joined has zeros for an allreduce and comes to every barrier; for the rest it has to have said so.
 std::string Sequencer::absent_text(std::uint32_t name) const {
   const Entry& entry = any_entry(name);
-  std::vector<std::size_t> absent;
+  std::vector<int> absent;
+  bool all_allow = true;
   for (std::size_t member = 0; member < size_; ++member)
-    if (!has(name, member)) absent.push_back(member);
-  const std::string who = ranks_text(absent) + (absent.size() == 1 ? " has" : " have") + " joined";
+    if (!has(name, member)) {
+      absent.push_back(rank_of(member));
+      all_allow &= allows_[member];
+    }
+  const std::string who = list_ranks(absent) + (absent.size() == 1 ? " has" : " have") + " joined";
   const std::string what = "'" + std::string(entry.name) + "', " + entry.description + ", ";
   if (entry.kind == CallKind::broadcast && !has(name, static_cast<std::size_t>(entry.root)))
     return what + "needs its root, and " + who + ". Broadcast before the root joins.";
   if (entry.kind == CallKind::allreduce || entry.kind == CallKind::barrier) return {};
-  if (std::all_of(absent.begin(), absent.end(), [&](std::size_t member) { return allows_[member]; })) return {};
+  if (all_allow) return {};
   return what + "is not supported while a rank has joined: " + who +
          ". Call join(allow=\"all\") there, for empty contributions to all collectives.";
-}
-
-std::string Sequencer::ranks_text(const std::vector<std::size_t>& members) const {
-  std::string text = members.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < members.size(); ++i)
-    text += (i == 0 ? "" : ", ") + std::to_string(blocks_.front()->ranks[members[i]]);
-  return text;
 }
 
 }  // namespace ringred

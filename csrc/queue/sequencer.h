@@ -62,7 +62,7 @@ class Sequencer {
   std::string problem_of(std::uint32_t name) const;  // empty: none
   std::string mismatch_text(std::uint32_t name) const;
   std::string absent_text(std::uint32_t name) const;
-  std::string ranks_text(const std::vector<std::size_t>& members) const;
+  int rank_of(std::size_t member) const { return blocks_.front()->ranks[member]; }  // of the world
   LogRecord& next_record();
   void publish();
   void add_to(LogRecord& record, std::uint32_t name);

@@ -56,8 +56,6 @@ struct RankBlock {
 
   std::atomic<std::uint64_t> magic;  // written last
   std::int32_t rank, size, pid;
-  std::int64_t started;  // CLOCK_MONOTONIC, nanoseconds
-  std::uint64_t offset;  // of this block in the segment
 
   EngineBell bell;
 
@@ -173,10 +171,10 @@ struct GroupBlock {
 
   // The sequencer's: who was late. For each member, of the operations that it was the last to submit: how many, and how
   // many nanoseconds after the last but one, together.
-  alignas(64) std::atomic<std::uint64_t> agreed;  // operations
   struct Lateness {
     std::atomic<std::uint64_t> times, nanoseconds;
-  } late[most_ranks];
+  };
+  alignas(64) Lateness late[most_ranks];
 };
 
 }  // namespace ringred

@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 
+#include "csrc/base/text.h"
 #include "csrc/queue/bell.h"
 
 namespace ringred {
@@ -14,12 +15,6 @@ bool sleeps_for(const PendingOperation& one, const PendingOperation& other) {
   return std::any_of(one.missing.begin(), one.missing.end(), [&](int rank) {
     return std::find(other.awaiting.begin(), other.awaiting.end(), rank) != other.awaiting.end();
   });
-}
-
-std::string ranks_text(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
-  return text;
 }
 
 }  // namespace
@@ -71,8 +66,8 @@ void StallWatch::fail_confused_names(const std::vector<std::shared_ptr<Group>>& 
         if (one == other || ours == groups.end() || !sleeps_for(*one, *other) || !sleeps_for(*other, *one)) continue;
         (*ours)->fail_name({{hash[0], hash[1]}},
                            "All ranks must submit an operation to the same process set, and for '" + one->name +
-                               "' they differ: " + ranks_text(one->submitted) + " submitted it to process set " +
-                               std::to_string(one->group) + "; " + ranks_text(other->submitted) + " to process set " +
+                               "' they differ: " + list_ranks(one->submitted) + " submitted it to process set " +
+                               std::to_string(one->group) + "; " + list_ranks(other->submitted) + " to process set " +
                                std::to_string(other->group) + ". Nothing was changed, and the next operation works.");
       }
 }

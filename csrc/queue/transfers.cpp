@@ -4,12 +4,10 @@
 #include <cstring>
 #include <new>
 
+#include "csrc/base/round.h"
+
 namespace ringred {
 namespace {
-
-std::size_t divide_up(std::size_t value, std::size_t unit) {
-  return (value + unit - 1) / unit;
-}
 
 void copy_in_pieces(const Pieces& pieces, std::size_t begin, std::size_t room, std::byte* place) {
   const std::size_t first = std::min(begin, pieces.count()), last = std::min(begin + room, pieces.count());

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -406,7 +407,8 @@ TEST("cause: DataLoader, MPI, sleep, computing, by the stack of the main thread"
   CHECK_HAS(cause_of("  File \"/v/mpi4py/util/pool.py\", line 2 in wait\n"), "it seems to be in an MPI call");
 
   // C functions have no frame: their caller's line tells.
-  const std::string path = "/tmp/ringred_diagnosis_" + std::to_string(getpid()) + ".py";
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("ringred_diagnosis_" + std::to_string(getpid()) + ".py");
   std::ofstream(path) << "import time\n    time.sleep(100)\nMPI.COMM_WORLD.Barrier()\nx = y @ z\n";
   const auto line = [&](int number) { return "  File \"" + path + "\", line " + std::to_string(number) + " in f\n"; };
   CHECK_HAS(cause_of(line(2)), "likely cause: it sleeps (time.sleep)\n");

@@ -12,7 +12,7 @@ from ringred import UsageError, bootstrap, environment
     [
         ({"HOROVOD_FUSION_THRESHOLD": "0"}, {"RINGRED_FUSION_THRESHOLD": "0"}),
         ({"HOROVOD_FUSION_THRESHOLD": "134217728"}, {"RINGRED_FUSION_THRESHOLD": "134217728"}),
-        ({"HOROVOD_TIMELINE": "/tmp/t.json"}, {"RINGRED_TIMELINE": "/tmp/t.json"}),
+        ({"HOROVOD_TIMELINE": "trace.json"}, {"RINGRED_TIMELINE": "trace.json"}),
         ({"HOROVOD_TIMELINE": "DYNAMIC"}, {}),
         ({"HOROVOD_STALL_CHECK_TIME_SECONDS": "60"}, {"RINGRED_STALL_SECONDS": "60"}),
         ({"HOROVOD_STALL_CHECK_TIME_SECONDS": "0.5"}, {"RINGRED_STALL_SECONDS": "0.5"}),
