@@ -49,6 +49,8 @@ std::string_view name_of(CallKind kind) {
       return "reducescatter";
     case CallKind::join:
       return "join";
+    case CallKind::update:
+      return "update";
   }
   return "?";
 }

@@ -11,7 +11,7 @@
 
 namespace ringred {
 
-enum class CallKind : std::uint8_t { barrier, broadcast, allreduce, allgather, alltoall, reducescatter, join };
+enum class CallKind : std::uint8_t { barrier, broadcast, allreduce, allgather, alltoall, reducescatter, join, update };
 
 struct Call {
   CallKind kind = CallKind::barrier;

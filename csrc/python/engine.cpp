@@ -37,13 +37,6 @@ std::optional<DType> wire_named(const std::string& name) {
   return dtype;
 }
 
-Op op_numbered(int number) {
-  for (const OpInfo& row : op_table)
-    if (static_cast<int>(row.op) == number) return row.op;
-  fail_usage("op must be Sum, Average, Min, Max or Product of ringred: it has the number " + std::to_string(number) +
-             ".");
-}
-
 struct Arrays {
   Request request;
   KeptArrays kept;
@@ -141,6 +134,7 @@ void bind_operation(py::module_& module) {
   py::class_<PythonOperation>(module, "Operation")
       .def_property_readonly("name", [](const PythonOperation& self) { return self->request.name; })
       .def_property_readonly("group", [](const PythonOperation& self) { return self->group; })
+      .def_property_readonly("squares", [](const PythonOperation& self) { return self->squares; })
       .def_property_readonly("last_joined", [](const PythonOperation& self) { return self->last_joined; })
       .def("done", [](const PythonOperation& self) { return self->done(); })
       .def("wait", [](const PythonOperation& self) { wait(*self.engine, *self.operation); })
@@ -157,6 +151,7 @@ void bind_engine(py::module_& module) {
   py::class_<PythonEngine, std::shared_ptr<PythonEngine>>(module, "Engine")
       .def_property_readonly("rank", [](PythonEngine& self) { return self->rank(); })
       .def_property_readonly("size", [](PythonEngine& self) { return self->size(); })
+      .def_property_readonly("arena", [](PythonEngine& self) { return self->arena(); })
       .def(
           "submit",
           [](const std::shared_ptr<PythonEngine>& self, std::uint32_t group, std::string_view kind,

@@ -4,9 +4,11 @@
 #include "csrc/python/communicator.h"
 #include "csrc/python/engine.h"
 #include "csrc/python/errors.h"
+#include "csrc/python/gradients.h"
 #include "csrc/python/outside.h"
 #include "csrc/python/schedules.h"
 #include "csrc/python/settings.h"
+#include "csrc/python/updates.h"
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of ringred. Use the ringred package instead.";
@@ -14,6 +16,8 @@ PYBIND11_MODULE(_core, module) {
   ringred::bind_settings(module);
   ringred::bind_schedules(module);
   ringred::bind_engine(module);
+  ringred::bind_updates(module);
+  ringred::bind_gradients(module);
   ringred::bind_communicator(module);
   ringred::bind_outside(module);
 }

@@ -26,6 +26,13 @@ py::object KeptArrays::storage_of(py::handle array) {
   return storage;
 }
 
+Op op_numbered(int number) {
+  for (const OpInfo& row : op_table)
+    if (static_cast<int>(row.op) == number) return row.op;
+  fail_usage("op must be Sum, Average, Min, Max or Product of ringred: it has the number " + std::to_string(number) +
+             ".");
+}
+
 PythonEngine::PythonEngine(Engine::Setup setup) {
   setup.stacks = [source = stack_source_] {
     const int signal = source->signal.load(std::memory_order_acquire);

@@ -30,6 +30,9 @@ class KeptArrays {
   std::vector<pybind11::object> objects_;
 };
 
+// The operator of a number that Python passes; throws a usage error for others.
+Op op_numbered(int number);
+
 // The engine's thread never takes the GIL, so arrays of operations that are done are let go at the next submission.
 class PythonEngine {
  public:

@@ -85,9 +85,31 @@ std::shared_ptr<Operation> Engine::submit(std::uint32_t number, Request request,
   if (!group)
     fail_usage("Operations need a registered process set, and this rank has to be in it: there is none with number " +
                std::to_string(number) + " here. Call add_process_set on all ranks first.");
+  check_direct(request);
   auto operation = group->submit(std::move(request));
   driver_.notice(!waits && (group->is_sequencer() || !group->hears()));
   return operation;
+}
+
+void Engine::check_direct(const Request& request) const {
+  if (!request.direct && !request.update) return;
+  const bool alone = request.tensors.size() == 1 && request.tensors.front().input == request.tensors.front().output;
+  if (!alone || request.wire || request.prescale != 1 || request.postscale != 1)
+    fail_usage("What is reduced in place is one array, neither scaled nor cast.");
+  const Tensor& tensor = request.tensors.front();
+  static_cast<void>(offset_of(tensor.input, tensor.count() * info(tensor.dtype).size));
+}
+
+std::pair<std::uintptr_t, std::uintptr_t> Engine::arena() const {
+  const auto place = static_cast<std::size_t>(rank());
+  const auto begin = reinterpret_cast<std::uintptr_t>(setup_.bases[place]);
+  return {begin, begin + setup_.lengths[place]};
+}
+
+std::size_t Engine::offset_of(const std::byte* data, std::size_t bytes) const {
+  const std::size_t location = setup_.arena->location(data, bytes);
+  if (location == 0) fail_usage("What ranks work on in place lies in the arena: allocate it with empty().");
+  return location - 1;
 }
 
 void Engine::check_usable() const {
@@ -218,6 +240,7 @@ std::shared_ptr<Group> Engine::make_group(std::uint32_t number, std::vector<int>
     if (ranks[member] == rank()) setup.index = static_cast<int>(member);
     setup.blocks.push_back(reinterpret_cast<GroupBlock*>(setup_.bases[peer] + offsets[member]));
     setup.members.push_back(ranks_[peer]);
+    setup.bases.push_back(setup_.bases[peer]);
     setup.lifelines.push_back(setup_.lifelines[peer]);
   }
   setup.ranks = std::move(ranks);

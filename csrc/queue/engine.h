@@ -59,6 +59,16 @@ class Engine : Driven {
   // `waits`: the caller waits for it at once, so the engine's thread need not be woken.
   std::shared_ptr<Operation> submit(std::uint32_t group, Request request, bool waits = false);
 
+  // The addresses of this rank's segment, [first, second).
+  std::pair<std::uintptr_t, std::uintptr_t> arena() const;
+
+  // Where an array lies in this rank's segment: in the arena, of which all ranks have a view. Throws a usage error for
+  // other memory. And where that is for this process.
+  std::size_t offset_of(const std::byte* data, std::size_t bytes) const;
+  std::byte* address(int rank, std::size_t offset) const {
+    return setup_.bases[static_cast<std::size_t>(rank)] + offset;
+  }
+
   // Until the operation is done; throws its error. Throws `interrupted` if the hooks say so: it stays in flight.
   void wait(Operation& operation, WaitHooks& hooks);
 
@@ -111,6 +121,7 @@ class Engine : Driven {
   static void report_if_possible(Report&& report);
   void answer_requests();
   void check_usable() const;
+  void check_direct(const Request& request) const;
   std::shared_ptr<Group> find(std::uint32_t number) const;
   const std::vector<std::shared_ptr<Group>>& driven();
   void add(std::uint32_t number, std::shared_ptr<Group> group);

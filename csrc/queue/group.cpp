@@ -142,7 +142,8 @@ void Group::write_entry(Operation& operation, const NameHash& hash) {
   mine.root = request.root;
   mine.bytes = request.bytes();
   mine.runs = request.runs_into(mine.run, size());
-  const bool fuses = (request.kind == CallKind::allreduce || request.kind == CallKind::broadcast) && mine.runs == 1;
+  const bool fuses = (request.kind == CallKind::allreduce || request.kind == CallKind::broadcast) && mine.runs == 1 &&
+                     !mine.run[0].direct;
   mine.fuse_key = fuses
                       ? request.fuse_key() ^ (static_cast<std::uint64_t>(mine.run[0].dtype) + 1) * 0x9e3779b97f4a7c15 ^
                             static_cast<std::uint64_t>(request.root + 1) << 40
@@ -253,8 +254,9 @@ void Group::begin_batch(const LogRecord& record) {
     mine_in_batch_.back()->started = now;
     mine_as_pointers_.push_back(mine_in_batch_.back().get());
   }
-  movements_ = movements_of({record.kind, record.op, runs_, givers_, mine_as_pointers_, setup_.index, size(),
-                             setup_.settings->one_shot_bytes, layout_.slot_bytes, setup_.instruction_set});
+  movements_ =
+      movements_of({record.kind, record.op, runs_, givers_, mine_as_pointers_, setup_.index, size(), setup_.bases,
+                    setup_.settings->one_shot_bytes, layout_.slot_bytes, setup_.instruction_set});
   movement_ = 0;
   playing_ = true;
   play_next();

@@ -44,6 +44,7 @@ class Group {
     std::shared_ptr<Arena::Block> memory;
     std::vector<GroupBlock*> blocks;  // of all members
     std::vector<RankBlock*> members;  // theirs
+    std::vector<std::byte*> bases;    // where each member's segment is mapped
     std::vector<int> lifelines;       // by member, see Waiter::Peers
     const Settings* settings;
     const InstructionSet* instruction_set;

@@ -1,5 +1,6 @@
 #include "csrc/queue/movements.h"
 
+#include "csrc/queue/direct.h"
 #include "csrc/queue/reductions.h"
 #include "csrc/queue/transfers.h"
 
@@ -11,7 +12,9 @@ std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch) {
     case CallKind::allreduce:
       for (const Run& run : batch.runs) {
         if (run.count == 0) continue;
-        if (OneShotMovement::fits(batch, run))
+        if (run.direct)
+          movements.push_back(std::make_unique<AllreduceInPlace>(batch, run));
+        else if (OneShotMovement::fits(batch, run))
           movements.push_back(std::make_unique<OneShotMovement>(batch, run));
         else
           movements.push_back(std::make_unique<TwoShotMovement>(batch, run));
@@ -19,6 +22,9 @@ std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch) {
       break;
     case CallKind::reducescatter:
       for (const Run& run : batch.runs) movements.push_back(std::make_unique<ReduceScatterMovement>(batch, run));
+      break;
+    case CallKind::update:
+      movements.push_back(std::make_unique<UpdateMovement>(batch, batch.runs.front()));
       break;
     case CallKind::broadcast:
       movements.push_back(std::make_unique<BroadcastMovement>(batch));

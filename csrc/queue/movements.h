@@ -17,9 +17,10 @@ struct Batch {
   CallKind kind;
   Op op;
   std::span<const Run> runs;
-  std::span<const int> givers;       // the members that submitted, in order
-  std::span<Operation* const> mine;  // this member's operations, in the batch's order; empty: it has joined
-  int index, size;                   // this member and the members
+  std::span<const int> givers;        // the members that submitted, in order
+  std::span<Operation* const> mine;   // this member's operations, in the batch's order; empty: it has joined
+  int index, size;                    // this member and the members
+  std::span<std::byte* const> bases;  // where each member's segment is mapped here
   std::size_t one_shot_bytes, slot_bytes;
   const InstructionSet* instruction_set;
 };

@@ -26,7 +26,7 @@ bool scatters_rows(CallKind kind) {
 }
 
 bool reduces(CallKind kind) {
-  return kind == CallKind::allreduce || kind == CallKind::reducescatter;
+  return kind == CallKind::allreduce || kind == CallKind::reducescatter || kind == CallKind::update;
 }
 
 std::string number_text(double value) {
@@ -98,7 +98,7 @@ void Request::check(int size) const {
 }
 
 const std::byte* Request::end_of_output(const Tensor& tensor) const {
-  const bool alike = kind == CallKind::allreduce || kind == CallKind::broadcast;
+  const bool alike = kind == CallKind::allreduce || kind == CallKind::broadcast || kind == CallKind::update;
   const std::size_t bytes = tensor.count() * info(tensor.dtype).size;
   return alike && tensor.output != nullptr && bytes > 0 ? tensor.output + bytes : nullptr;
 }
@@ -127,12 +127,13 @@ std::uint64_t Request::fingerprint() const {
     for (std::size_t i = gathers(kind) ? 1 : 0; i < tensor.shape.size(); ++i)
       hash = mix(hash, static_cast<std::uint64_t>(tensor.shape[i]));
   }
-  return hash;
+  return update ? mix(hash, update->fingerprint()) : hash;
 }
 
 std::uint64_t Request::fuse_key() const {
   const std::uint64_t words = static_cast<std::uint64_t>(kind) << 24 | static_cast<std::uint64_t>(op) << 16 |
-                              (wire ? static_cast<std::uint64_t>(*wire) + 1 : 0) << 8 | (allow ? 1 : 0);
+                              (wire ? static_cast<std::uint64_t>(*wire) + 1 : 0) << 8 | (norm ? 4 : 0) |
+                              (direct ? 2 : 0) | (allow ? 1 : 0);
   std::uint64_t hash = mix(0, words);
   hash = mix(hash, std::bit_cast<std::uint64_t>(prescale));
   return mix(hash, std::bit_cast<std::uint64_t>(postscale));
@@ -146,18 +147,18 @@ std::uint64_t Request::bytes() const {
 
 std::uint32_t Request::runs_into(Run (&run)[Entry::most_runs], int size) const {
   if (gathers(kind)) {
-    run[0] = {tensors.size(), DType::u8, DType::u8};
+    run[0] = {.count = tensors.size(), .dtype = DType::u8, .wire = DType::u8};
     return 1;
   }
   if (kind == CallKind::broadcast) {
-    run[0] = {bytes(), DType::u8, DType::u8};
+    run[0] = {.count = bytes(), .dtype = DType::u8, .wire = DType::u8};
     return 1;
   }
   std::uint32_t runs = 0;
   for (const Tensor& tensor : tensors) {
     std::uint32_t place = 0;
     while (place < runs && run[place].dtype != tensor.dtype) ++place;
-    if (place == runs) run[runs++] = {0, tensor.dtype, wire_dtype(tensor.dtype)};
+    if (place == runs) run[runs++] = {0, tensor.dtype, wire_dtype(tensor.dtype), direct, norm};
     const RowRange largest = rows_of(tensor.rows(), 0, size);
     run[place].count += kind == CallKind::reducescatter ? largest.end * tensor.row_elements() : tensor.count();
   }
@@ -174,6 +175,8 @@ std::string Request::describe() const {
   if (prescale != 1) add("prescale_factor", number_text(prescale));
   if (postscale != 1) add("postscale_factor", number_text(postscale));
   if (wire) add("wire", std::string(info(*wire).name));
+  if (direct) add("direct", norm ? "with norm" : "yes");
+  if (update) arguments += ", " + update->describe();
   if (tensors.size() != 1 && kind != CallKind::barrier && kind != CallKind::join)
     add("tensors", std::to_string(tensors.size()));
   constexpr std::size_t shown = 4;
@@ -183,6 +186,45 @@ std::string Request::describe() const {
   }
   if (tensors.size() > shown) arguments += ", ... " + fingerprint_text(fingerprint());
   return std::string(name_of(kind)) + "(" + arguments + ")";
+}
+
+namespace {
+
+std::string_view name_of(Rule rule) {
+  return rule == Rule::sgd ? "SGD" : rule == Rule::adam ? "Adam" : "AdamW";
+}
+
+std::array<double, 9> numbers_of(const Rates& rates) {
+  return {rates.learning_rate,
+          rates.weight_decay,
+          rates.momentum,
+          rates.dampening,
+          rates.beta1,
+          rates.beta2,
+          rates.epsilon,
+          rates.step,
+          static_cast<double>(rates.nesterov + 2 * rates.maximize + 4 * rates.amsgrad + 8 * rates.first)};
+}
+
+}  // namespace
+
+std::uint64_t Update::fingerprint() const {
+  std::uint64_t hash = mix(static_cast<std::uint64_t>(rule), (measures ? 1u : 0u) + (keeps_gradients ? 2u : 0u));
+  hash = mix(mix(hash, std::bit_cast<std::uint64_t>(factor)), parameters.size());
+  for (const Rates& one : rates)
+    for (const double number : numbers_of(one)) hash = mix(hash, std::bit_cast<std::uint64_t>(number));
+  for (const Stretch& stretch : stretches) hash = mix(mix(mix(hash, stretch.begin), stretch.end), stretch.rates);
+  return hash;
+}
+
+// What ranks get wrong: learning rates, the factor, which parameters step. The rest is told by the fingerprint.
+std::string Update::describe() const {
+  std::string text = "rule=" + std::string(name_of(rule)) + (measures ? ", norm only" : "");
+  text += ", factor=" + number_text(factor) + ", parameters=" + std::to_string(stretches.size());
+  for (std::size_t i = 0; i < std::min<std::size_t>(rates.size(), 3); ++i)
+    text += ", lr=" + number_text(rates[i].learning_rate) + ", step=" + number_text(rates[i].step) +
+            ", weight_decay=" + number_text(rates[i].weight_decay);
+  return text + " " + fingerprint_text(fingerprint());
 }
 
 void Operation::sleep(std::int64_t deadline) {

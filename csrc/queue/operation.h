@@ -1,6 +1,7 @@
 // One operation that a rank has submitted: what it asks for, and how far it has come.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include "csrc/base/types.h"
 #include "csrc/engine/call.h"
 #include "csrc/queue/shared.h"
+#include "csrc/reduce/update.h"
 
 namespace ringred {
 
@@ -30,6 +32,28 @@ struct Tensor {
   std::size_t row_bytes() const { return row_elements() * info(dtype).size; }
 };
 
+// The step of an optimizer: the members reduce their gradients, and each updates its parts of the parameters in all
+// members' memory. The operation has one array, the gradients of all parameters, in place in the arena; parameters and
+// gradients have the same places in their arrays. Nobody may read or write parameters meanwhile.
+struct Update {
+  struct Stretch {
+    std::size_t begin, end;  // in elements
+    std::uint32_t rates;     // which of them hold for it
+  };
+
+  Rule rule = Rule::sgd;
+  bool measures = false;         // only adds up the squares of the reduced gradients
+  bool keeps_gradients = false;  // the reduced ones replace the members' own
+  double factor = 1;             // for the reduced gradients, before the step
+  std::vector<Rates> rates;
+  std::vector<Stretch> stretches;         // ascending and apart: the parameters that step
+  std::vector<std::byte*> parameters;     // by member, mapped here; one: the members share it
+  std::array<std::byte*, 3> states = {};  // of this member's parts (parts.h), see UpdateArrays
+
+  std::uint64_t fingerprint() const;  // of what the members must agree on
+  std::string describe() const;
+};
+
 struct Request {
   CallKind kind = CallKind::barrier;
   Op op = Op::sum;
@@ -37,6 +61,9 @@ struct Request {
   int root = -1;              // its place in the group
   std::optional<DType> wire;  // allreduce: what floating-point numbers travel as
   bool allow = false;         // join: see Entry
+  bool direct = false;        // allreduce: the one array lies in the arena on all members, and is reduced there
+  bool norm = false;          // direct: with the sum of squares of the result
+  std::shared_ptr<const Update> update;
   std::string name;
   std::vector<Tensor> tensors;
 
@@ -102,6 +129,7 @@ class Operation {
   // Written by the engine before it is done, by others read after.
   std::vector<Result> results;
   std::optional<Error> problem;  // what failed on this rank alone, such as memory for the result
+  double squares = 0;            // of the results in this member's parts, where asked for
   int last_joined = -1;          // of a join: the rank of the world that joined last
   std::int64_t submitted = 0, agreed = 0, started = 0, ended = 0;
 

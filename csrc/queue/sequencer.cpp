@@ -250,6 +250,8 @@ std::string Sequencer::absent_text(std::uint32_t name) const {
   const std::string what = "'" + std::string(entry.name) + "', " + entry.description + ", ";
   if (entry.kind == CallKind::broadcast && !has(name, static_cast<std::size_t>(entry.root)))
     return what + "needs its root, and " + who + ". Broadcast before the root joins.";
+  if (entry.kind == CallKind::update || (entry.runs > 0 && entry.run[0].measured))
+    return what + "takes all ranks, and " + who + ". Let all ranks take equally many steps.";
   if (entry.kind == CallKind::allreduce || entry.kind == CallKind::barrier) return {};
   if (all_allow) return {};
   return what + "is not supported while a rank has joined: " + who +

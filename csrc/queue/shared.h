@@ -91,7 +91,9 @@ struct RankBlock {
 struct Run {
   std::uint64_t count;
   DType dtype;
-  DType wire;  // what its numbers travel as
+  DType wire;             // what its numbers travel as
+  bool direct = false;    // reduced where it lies, see direct.h
+  bool measured = false;  // with the sum of squares, for which all members are needed
 };
 
 // One name of one rank: what it submitted last under it.

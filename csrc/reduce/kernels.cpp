@@ -7,6 +7,7 @@
 
 #include "csrc/reduce/elements.h"
 #include "csrc/reduce/scale_kernels.h"
+#include "csrc/reduce/update_kernels.h"
 
 namespace {
 
@@ -186,6 +187,7 @@ KernelTable make_table() {
   table.bfloat_to_float = convert<BFloat, Plain<float, float>>;
   table.float_to_bfloat = convert<Plain<float, float>, BFloat>;
   fill_scales(table);
+  fill_updates(table);
   return table;
 }
 

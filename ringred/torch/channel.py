@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
-from ringred import asynchronous
+from ringred import _core, asynchronous, world
+from ringred.arrays import empty
 from ringred.handles import Handle
 from ringred.objects import allgather_object
 from ringred.ops import Op
@@ -57,6 +59,23 @@ class Channel(Protocol):
         """Return the values of all ranks, in rank order."""
 
 
+class ArenaChannel(Channel, Protocol):
+    """A channel whose ranks all see each other's arenas."""
+
+    @property
+    def arena(self) -> tuple[int, int]:
+        """The addresses of this rank's arena, [first, second)."""
+
+    def allocate(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Zeroed bytes of this rank's arena."""
+
+    def reduce_in_place(self, array: torch.Tensor, op: Op, name: str, norm: bool = False) -> Waitable:
+        """Start the reduction of a flat tensor of the arena, where it lies, on all ranks.
+
+        With `norm` the handle has `squares` at the end: this rank's part of the sum of squares of the result.
+        """
+
+
 class EngineChannel:
     """The ranks of a process set, through the engine. Its messages have names that no other channel's have."""
 
@@ -101,6 +120,20 @@ class EngineChannel:
             wire=wire or None,
             process_set=self._process_set,
         )
+
+    @property
+    def arena(self) -> tuple[int, int]:
+        """Where this rank's arena lies."""
+        return world.engine().arena
+
+    def allocate(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Take memory of the arena."""
+        return empty(size, np.uint8)
+
+    def reduce_in_place(self, array: torch.Tensor, op: Op, name: str, norm: bool = False) -> _core.Operation:
+        """Submit an allreduce in place."""
+        group = self._process_set.group()
+        return world.engine().reduce_in_place(group, self._prefix + name, array, int(op), norm)
 
     def sparse_allreduce(self, tensor: torch.Tensor, op: Op, name: str) -> Handle[torch.Tensor]:
         """Submit a sparse allreduce."""

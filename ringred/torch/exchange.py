@@ -1,9 +1,10 @@
 """Gradient exchange: replaces every gradient by its average over ranks, and starts while backward still runs.
 
 Invariant: after a round all ranks have the same gradients, or all of them have raised. A round exchanges the same
-parcels on all ranks, whatever order autograd finishes gradients in and whichever parameters a rank did not use.
+units on all ranks, whatever order autograd finishes gradients in and whichever parameters a rank did not use.
 
-A unit is one parameter, or a group of them that travels together.
+A unit is what travels together: one parameter or a group of them; after the first round a bucket of them (buckets.py),
+where ranks see each other's arenas and nothing is to be done to the numbers.
 
 A round:
   1. A hook on each parameter counts its passes. When all gradients of a unit are there, it sends them off, under the
@@ -15,40 +16,45 @@ A round:
      the parameter exactly as they do in a single process.
 
 In the first round nothing is sent before phase 2, which then begins with a comparison of names, shapes and options: so
-different models are an error and never a wrong sum, and no message waits for ever for its counterpart.
+different models are an error and never a wrong sum, and no message waits for ever for its counterpart. At its end the
+ranks take over the first one's order of finished gradients, by which buckets are filled.
+
+Hooks and all that is done for each gradient are in C++ (csrc/python/gradients.cpp).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from ringred import _core
 from ringred.errors import MismatchError, UsageError
 from ringred.ops import Op
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
+from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets
 from ringred.torch.hooks import attach
-from ringred.torch.parcels import DENSE, NONE, Carrier, Parcel, Slot, kind_of
+from ringred.torch.overlap import Overlap
+from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Parcel, Slot, check_unclaimed, kind_of
 
 STEPS, DROPS = 1, 2
 """What a rank does with a round."""
 
+BUCKET_BYTES = 16 << 20
+
 
 class Unit:
-    """Slots that travel together, and their parcel of the current round."""
+    """Slots that travel together, their bucket if they have one, and their parcel of the current round."""
 
-    def __init__(self, name: str, slots: list[Slot]) -> None:
+    def __init__(self, name: str, slots: list[Slot], bucket: Bucket | None = None) -> None:
         self.name = name
         self.slots = slots
-        self.parcel: Parcel | None = None
-
-    def is_ready(self, passes: int) -> bool:
-        """Whether all gradients that can come in this round are there, and at least one is."""
-        return all(slot.passes >= passes or not slot.parameter.requires_grad for slot in self.slots) and any(
-            slot.parameter.grad is not None for slot in self.slots
-        )
+        self.bucket = bucket
+        self.parcel: Parcel | BucketParcel | None = None
 
 
 class GradientExchange:
@@ -56,10 +62,12 @@ class GradientExchange:
 
     Args:
         parameters: names and parameters, in the same order on all ranks.
-        groups: indices of parameters that travel together, each index once at most; the others travel alone.
+        groups: indices of parameters that travel together, each index once at most.
         carrier: how they travel.
         passes: backward passes over which a gradient is accumulated before it is sent.
         sparse_as_dense: make sparse gradients dense when they arrive.
+        overlap: whether units are sent during the backward pass.
+        bucket_bytes: how large buckets may become; 0: there are none.
     """
 
     def __init__(
@@ -69,46 +77,58 @@ class GradientExchange:
         carrier: Carrier,
         passes: int,
         sparse_as_dense: bool = False,
+        overlap: Overlap | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self.communication_seconds = 0.0  # wall time in which this rank waited for the others
-        self.passes = passes
         self._carrier = carrier
         self._channel = carrier.channel
         self._sparse_as_dense = sparse_as_dense
-        self._units = _build_units(parameters, groups)
-        self._slots = sorted((slot for unit in self._units for slot in unit.slots), key=lambda slot: slot.index)
+        self._overlap = Overlap("on") if overlap is None else overlap
+        self._bucket_bytes = bucket_bytes
+        self._slots = [Slot(index, *named) for index, named in enumerate(parameters)]
+        self._units = _first_units(self._slots, groups)
+        self._groups = [list(group) for group in groups]
         units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
-        self._layout = [*describe(parameters), *units, f"sparse_as_dense={sparse_as_dense}"]
+        options = [f"sparse_as_dense={sparse_as_dense}", f"bucket_bytes={bucket_bytes}"]
+        self._layout = [*describe(parameters), *units, *options]
         self._agreed = False  # whether all ranks have this layout
+        self._arranged = False  # whether buckets have been made
+        self._order: list[int] = []  # units in the order in which the first round found them ready
+        self._kinds: bytes = b""  # of the gradients of the last round, by slot, over all ranks
         self._synchronized = False  # the round is over: gradients are averages
-        self._paused = False
-        self.close = attach(self, [slot.parameter for slot in self._slots])
+        self._views: list[Any] = []
+        receiver = weakref.ref(self)
+        self._gradients = _core.Gradients(
+            [slot.parameter for slot in self._slots],
+            lambda index: _alive(receiver)._count_once_more(index),
+            lambda number, through: _alive(receiver)._note_ready(number, through),
+            lambda index, gradient, place: _alive(receiver)._move(index, gradient, place),
+        )
+        self._gradients.passes = passes
+        self._gradients.arrange(_indices(self._units), [None] * len(self._slots), (0, 0))
+        detach = attach(self, [slot.parameter for slot in self._slots], self._gradients.hook)
+        unclaim = weakref.finalize(self, _unclaim, self._views)
+        unclaim.atexit = False
+        self.close: Callable[[], object] = lambda: (detach(), unclaim())
+
+    @property
+    def passes(self) -> int:
+        """Backward passes over which a gradient is accumulated before it is sent."""
+        return self._gradients.passes
+
+    @passes.setter
+    def passes(self, passes: int) -> None:
+        self._gradients.passes = passes
 
     @property
     def pending(self) -> bool:
         """Whether a round has begun: some gradient got all its passes, and is on its way (or was, in a first round)."""
-        return any(slot.passes >= self.passes for slot in self._slots)
+        return self._gradients.pending()
 
     def arrive(self, index: int) -> None:
-        """Take note that backward has accumulated the gradient of slot `index` (phase 1)."""
-        slot = self._slots[index]
-        if self._synchronized:
-            self._begin_after_synchronize(slot)
-        if slot.passes >= self.passes:
-            raise UsageError(
-                f"Gradients are exchanged after {self.passes} backward pass(es) a step; parameter {slot.name!r} got "
-                "one more. Raise backward_passes_per_step, or wrap the extra passes in optimizer.no_sync(), or call "
-                "optimizer.zero_grad() (not model.zero_grad()) to drop a pass."
-            )
-        if self._paused:
-            return
-        slot.passes += 1
-        if slot.passes >= self.passes:
-            slot.mark_sent()
-        unit = self._units[slot.unit]
-        if self._agreed and unit.is_ready(self.passes):
-            with self._timed():
-                self._send(unit, {one.index: self._kind_of(one.parameter.grad) for one in unit.slots}, own=True)
+        """Take note that backward has accumulated the gradient of slot `index` (phase 1); hooks do the same."""
+        self._gradients.arrive(index)
 
     def synchronize(self) -> None:
         """Finish the round (phases 2 to 4); does nothing when it is over already."""
@@ -122,21 +142,25 @@ class GradientExchange:
                 if unit.parcel is not None:
                     unit.parcel.deliver(kinds)
         self._clear()
-        for slot in self._slots:
-            slot.mark_sent()
-        self._synchronized = True
+        self._gradients.complete_all()
+        self._kinds = bytes(kinds.values())
+        self._set_synchronized(True)
 
     def finish_step(self) -> None:
         """Open the next round, after the gradients have been used."""
+        if self._synchronized and not self._arranged:
+            self._arrange()
+        self._overlap.note_step(self._channel)
         self._clear()
-        self._synchronized = False
+        self._set_synchronized(False)
 
     def discard(self) -> None:
         """Drop the round: send what other ranks expect, and wait until nothing is under way."""
         if self.pending:
             with self._timed():
                 self._finish(DROPS)
-        self.finish_step()
+        self._clear()
+        self._set_synchronized(False)
 
     def reset(self) -> None:
         """Forget the passes that were counted.
@@ -149,39 +173,76 @@ class GradientExchange:
                 "Gradients are on their way to the other ranks. Call optimizer.step() or optimizer.zero_grad() on all "
                 "ranks first."
             )
-        self.finish_step()
+        self._clear()
+        self._set_synchronized(False)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Let backward passes inside the block accumulate on this rank only."""
-        before, self._paused = self._paused, True
+        before, self._gradients.paused = self._gradients.paused, True
         try:
             yield
         finally:
-            self._paused = before
+            self._gradients.paused = before
 
     @property
     def synchronized(self) -> bool:
         """Whether gradients are averages that no step has used yet."""
         return self._synchronized
 
+    def _set_synchronized(self, synchronized: bool) -> None:
+        self._synchronized = self._gradients.closed = synchronized
+
+    def _count_once_more(self, index: int) -> None:
+        """A backward pass has reached a slot that has got all its passes, or whose gradient is an average."""
+        slot = self._slots[index]
+        if self._synchronized:
+            self._begin_after_synchronize(slot)
+        elif self._gradients.passes_of(index) >= self.passes:
+            raise UsageError(
+                f"Gradients are exchanged after {self.passes} backward pass(es) a step; parameter {slot.name!r} got "
+                "one more. Raise backward_passes_per_step, or wrap the extra passes in optimizer.no_sync(), or call "
+                "optimizer.zero_grad() (not model.zero_grad()) to drop a pass."
+            )
+
     def _begin_after_synchronize(self, slot: Slot) -> None:
         # The average of (average + own) is average + average of own: right. The sum of (sum + own) counts the first n
         # times.
-        if self._carrier.op != Op.Average and slot.parameter.grad is slot.sent:
+        if self._carrier.op != Op.Average and slot.parameter.grad is self._gradients.sent(slot.index):
             raise UsageError(
                 "With op=Sum, gradients that synchronize() has summed may not be accumulated into; parameter "
                 f"{slot.name!r} got another gradient before step(). Call optimizer.step() or zero_grad() first."
             )
-        self.finish_step()
+        self._clear()
+        self._set_synchronized(False)
+
+    def _note_ready(self, number: int, through: bool) -> None:
+        """All slots of a unit that were to be trained have got their passes; `through`: all slots have."""
+        if not self._agreed:
+            self._order.append(number)
+            return
+        unit = self._units[number]
+        if not self._overlap.now:
+            return
+        if through or all(self._gradients.is_through(slot.index) for slot in unit.slots):
+            kinds = {slot.index: self._kind_of(slot.parameter.grad) for slot in unit.slots}
+            with self._timed():
+                self._send(unit, kinds, own=True)
+
+    def _move(self, index: int, gradient: torch.Tensor, place: torch.Tensor) -> None:
+        """Bring a gradient to its place that cannot be copied as plain bytes."""
+        check_unclaimed(gradient, self._slots[index].name)
+        with torch.no_grad():
+            place.copy_(gradient.to_dense() if gradient.layout == torch.sparse_coo else gradient)
 
     def _check_unchanged(self) -> None:
-        for slot in self._slots:
-            if (slot.sent is not None or self._units[slot.unit].parcel is not None) and not slot.is_current():
-                raise UsageError(
-                    "A gradient may not change between backward() and the exchange, the change would be lost; that of "
-                    f"parameter {slot.name!r} did. Call optimizer.synchronize() before you clip, unscale or edit them."
-                )
+        index = self._gradients.first_changed()
+        if index >= 0:
+            raise UsageError(
+                "A gradient may not change between backward() and the exchange, the change would be lost; that of "
+                f"parameter {self._slots[index].name!r} did. Call optimizer.synchronize() before you clip, unscale or "
+                "edit them."
+            )
 
     def _agree_on_layout(self) -> None:
         if not self._agreed:
@@ -190,15 +251,60 @@ class GradientExchange:
             )
             self._agreed = True
 
+    def _arrange(self) -> None:
+        """Make buckets, in the first rank's order; what is not dense keeps its unit, and so do groups of the user's."""
+        self._arranged = True
+        channel: Any = self._channel
+        if not (self._bucket_bytes and self._carrier.is_plain and hasattr(channel, "reduce_in_place")):
+            return
+        order: list[int] = channel.share(self._order, "order of gradients")[0]
+        seen = set(order)
+        order += [number for number in reversed(range(len(self._units))) if number not in seen]
+        units: list[Unit] = []
+        loose: list[Slot] = []
+        for number in dict.fromkeys(order):
+            unit = self._units[number]
+            if len(unit.slots) == 1 and self._kinds[unit.slots[0].index] <= DENSE:
+                loose.append(unit.slots[0])
+            else:
+                units.append(self._as_bucket(unit.slots, unit.name) if self._is_dense(unit) else unit)
+        for slots in pack_into_buckets(loose, self._bucket_bytes):
+            units.append(self._as_bucket(slots, f"bucket.{len(units)}.{slots[0].name}"))
+        self._units = units
+        views: list[Any] = [None] * len(self._slots)
+        for unit in units:
+            for slot, view in zip(unit.slots, unit.bucket.views if unit.bucket else [], strict=False):
+                setattr(view, CLAIM, True)
+                views[slot.index] = view
+        self._views.extend(view for view in views if view is not None)
+        self._gradients.arrange(_indices(units), views, channel.arena)
+
+    def _as_bucket(self, slots: list[Slot], name: str) -> Unit:
+        channel: Any = self._channel
+        return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel))
+
+    def _is_dense(self, unit: Unit) -> bool:
+        one_dtype = len({slot.parameter.dtype for slot in unit.slots}) == 1
+        return one_dtype and all(self._kinds[slot.index] <= DENSE for slot in unit.slots)
+
     def _kind_of(self, gradient: torch.Tensor | None) -> int:
         kind = kind_of(gradient)
         return min(kind, DENSE) if self._sparse_as_dense else kind
 
     def _send(self, unit: Unit, kinds: Mapping[int, int], own: bool) -> None:
+        number = self._units.index(unit)
+        if unit.bucket is not None:
+            self._gradients.fill(number, own)
+            channel: Any = self._channel
+            handle = channel.reduce_in_place(unit.bucket.flat, self._carrier.op, unit.name)
+            unit.parcel = BucketParcel(handle, lambda kinds: self._gradients.deliver(number, kinds))
+            return
         if own and self._sparse_as_dense:
             for slot in unit.slots:
                 _make_dense(slot.parameter)
         unit.parcel = self._carrier.send(unit.slots, unit.name, kinds, own)
+        for slot in unit.slots:
+            self._gradients.complete(slot.index)
 
     def _finish(self, intent: int) -> dict[int, int]:
         """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
@@ -218,13 +324,13 @@ class GradientExchange:
         return kinds
 
     def _exchange_flags(self, intent: int) -> tuple[dict[int, int], list[int]]:
-        own = []
-        for slot in self._slots:
-            sent = self._units[slot.unit].parcel is not None
-            gradient = slot.sent if sent else slot.parameter.grad if intent == STEPS else None
-            own.append(self._kind_of(gradient))
+        started = [unit.parcel is not None for unit in self._units]
+        own = bytearray(self._gradients.kinds(started, intent == STEPS))
+        for index, kind in enumerate(own):
+            if kind > DENSE:  # of another layout: which one?
+                own[index] = self._kind_of(self._slots[index].parameter.grad)
         intents = [intent if rank == self._channel.rank else 0 for rank in range(self._channel.size)]
-        flags = torch.tensor([*own, *intents], dtype=torch.uint8)
+        flags = torch.frombuffer(own + bytes(intents), dtype=torch.uint8)
         self._channel.allreduce_([flags], Op.Max, "flags").wait()
         values: list[int] = flags.tolist()
         return dict(enumerate(values[: len(own)])), values[len(own) :]
@@ -251,8 +357,7 @@ class GradientExchange:
             if unit.parcel is not None:
                 unit.parcel.release()
             unit.parcel = None
-        for slot in self._slots:
-            slot.clear()
+        self._gradients.clear()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -263,15 +368,30 @@ class GradientExchange:
             self.communication_seconds += time.perf_counter() - start
 
 
-def _build_units(parameters: Sequence[NamedTensor], groups: Sequence[Sequence[int]]) -> list[Unit]:
+def _first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[Unit]:
     grouped = {index for group in groups for index in group}
-    alone = [[index] for index in range(len(parameters)) if index not in grouped]
+    alone = [[slot.index] for slot in slots if slot.index not in grouped]
     units = []
     for number, indices in enumerate([*groups, *alone]):
-        slots = [Slot(index, *parameters[index], number) for index in indices]
-        name = f"gradient.{slots[0].name}" if len(slots) == 1 else f"gradients.{number}.{slots[0].name}"
-        units.append(Unit(name, slots))
+        members = [slots[index] for index in indices]
+        name = f"gradient.{members[0].name}" if len(members) == 1 else f"gradients.{number}.{members[0].name}"
+        units.append(Unit(name, members))
     return units
+
+
+def _indices(units: Sequence[Unit]) -> list[list[int]]:
+    return [[slot.index for slot in unit.slots] for unit in units]
+
+
+def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
+    exchange = receiver()
+    assert exchange is not None, "hooks go with their exchange"
+    return exchange
+
+
+def _unclaim(views: Sequence[Any]) -> None:
+    for view in views:
+        delattr(view, CLAIM)
 
 
 def _make_dense(parameter: torch.Tensor) -> None:

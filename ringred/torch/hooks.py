@@ -1,48 +1,34 @@
-"""Hooks that tell a receiver which gradients backward has finished.
+"""Hooks that are called when backward has finished a gradient.
 
-Invariant: parameters own their hooks, hooks know the receiver only weakly. A hook that owned it would close a cycle
-through torch's C++ side, which Python cannot collect, and model and buffers would live for ever.
+Invariant: parameters own their hooks, and hooks own no parameter. A hook that did would close a cycle through torch's
+C++ side, which Python cannot collect, and model and buffers would live for ever.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Receiver(Protocol):
-    """Who wants to know."""
+def attach(
+    owner: object, parameters: Sequence[torch.Tensor], hook_of: Callable[[int], Callable[[torch.Tensor], None]]
+) -> Callable[[], object]:
+    """Hook up parameters with `hook_of(index)`, until `owner` is collected or the returned call is made.
 
-    def arrive(self, index: int) -> None:
-        """Called on the thread of backward(), once for each accumulation into the gradient of parameter `index`."""
-
-
-def attach(receiver: Receiver, parameters: Sequence[torch.Tensor]) -> Callable[[], object]:
-    """Hook `parameters` up to `receiver`, until it is collected or the returned call is made (twice does no harm).
-
-    Frozen parameters are hooked up as well; those of dtypes that have no gradients are left out.
+    A hook is called on the thread of backward(), once for each accumulation into the gradient of its parameter. Frozen
+    parameters are hooked up as well; those of dtypes that have no gradients are left out.
     """
-    weak_receiver = weakref.ref(receiver)
     handles = [
-        _register(parameter, _hook(weak_receiver, index))
+        _register(parameter, hook_of(index))
         for index, parameter in enumerate(parameters)
         if parameter.is_floating_point() or parameter.is_complex()
     ]
-    detach = weakref.finalize(receiver, _remove_all, handles)
+    detach = weakref.finalize(owner, _remove_all, handles)
     detach.atexit = False
     return detach
-
-
-def _hook(weak_receiver: weakref.ref[Receiver], index: int) -> Callable[[torch.Tensor], None]:
-    def tell(_: torch.Tensor) -> None:
-        receiver = weak_receiver()
-        if receiver is not None:
-            receiver.arrive(index)
-
-    return tell
 
 
 def _register(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:

@@ -6,6 +6,7 @@ rank's own, and it is the parameters that are the same after each step; see delt
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +26,10 @@ from ringred.torch.closures import LossReduction
 from ringred.torch.composed import ComposedOptimizer
 from ringred.torch.compression import Compression, checked_compression
 from ringred.torch.deltas import DeltaExchange
-from ringred.torch.exchange import GradientExchange
+from ringred.torch.exchange import BUCKET_BYTES, GradientExchange
 from ringred.torch.groups import form_groups
 from ringred.torch.names import name_parameters
+from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import Carrier
 
 OPS = (Op.Average, Op.Sum, Op.Adasum)
@@ -66,6 +68,9 @@ class DistributedOptimizer(ComposedOptimizer):
         groups: gradients that travel together: a number of groups, or a list of lists of parameters.
         sparse_as_dense: make sparse gradients dense; otherwise they travel sparse.
         process_set: the ranks that take part; this one must be a member.
+        overlap: "on" or "off": whether gradients travel during the backward pass or after it; "auto" measures both
+            over the first 21 steps (RINGRED_OVERLAP, where set, is the default).
+        bucket_bytes: gradients are gathered in buckets of this size; 0 leaves each where autograd put it.
         channel: how to reach the other ranks, in place of `process_set`; for tests.
 
     Raises:
@@ -86,6 +91,8 @@ class DistributedOptimizer(ComposedOptimizer):
         sparse_as_dense: bool = False,
         process_set: ProcessSet = global_process_set,
         *,
+        overlap: str | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
         channel: Channel | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, DistributedOptimizer):
@@ -114,6 +121,8 @@ class DistributedOptimizer(ComposedOptimizer):
         self._passes = int(backward_passes_per_step)
         self._predivide_factor = gradient_predivide_factor
         self._sparse_as_dense = sparse_as_dense
+        self._overlap = Overlap(os.environ.get("RINGRED_OVERLAP", "auto") if overlap is None else overlap)
+        self._bucket_bytes = bucket_bytes
         self._channel: Channel = EngineChannel(process_set) if channel is None else channel
         self._skips_synchronize = False
         self._closed = False
@@ -262,7 +271,10 @@ class DistributedOptimizer(ComposedOptimizer):
             return None, DeltaExchange(named, self._channel, self._compression)
         carrier = Carrier(self._channel, self._op, self._predivide_factor, self._compression)
         groups = form_groups(named, self._groups)
-        return GradientExchange(named, groups, carrier, self._passes, self._sparse_as_dense), None
+        exchange = GradientExchange(
+            named, groups, carrier, self._passes, self._sparse_as_dense, self._overlap, self._bucket_bytes
+        )
+        return exchange, None
 
 
 _UNSCALE = torch.amp.GradScaler._unscale_grads_.__code__

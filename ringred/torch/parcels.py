@@ -9,6 +9,7 @@ otherwise as a copy, which is copied back. So it must not be touched while it tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,36 +23,17 @@ from ringred.torch.places import put_back, writable
 NONE, DENSE = 0, 1
 """Kinds of gradients; DENSE + k is a sparse one with k indexed dimensions. The larger one wins between ranks."""
 
-_CLAIM = "_ringred_travels"
+CLAIM = "_ringred_travels"
+"""An attribute of gradients that belong to an optimizer at the moment."""
 
 
+@dataclass(frozen=True)
 class Slot:
-    """One parameter and the state of its gradient in the current round."""
+    """One parameter, and what it travels in."""
 
-    __slots__ = ("index", "name", "parameter", "passes", "sent", "sent_version", "unit")
-
-    def __init__(self, index: int, name: str, parameter: torch.Tensor, unit: int) -> None:
-        self.index = index
-        self.name = name
-        self.parameter = parameter
-        self.unit = unit  # number of the unit that it travels in
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin a new round."""
-        self.passes = 0  # backward passes that reached this parameter
-        self.sent: torch.Tensor | None = None  # the gradient that is complete, travels, or is an average by now
-        self.sent_version = -1
-
-    def mark_sent(self) -> None:
-        """Take note of the gradient, which must not change any more."""
-        self.sent = self.parameter.grad
-        self.sent_version = -1 if self.sent is None else self.sent._version
-
-    def is_current(self) -> bool:
-        """Whether nobody replaced or wrote the gradient since it was sent. What the engine writes does not count."""
-        gradient = self.parameter.grad
-        return gradient is self.sent and (gradient is None or gradient._version == self.sent_version)
+    index: int
+    name: str
+    parameter: torch.Tensor
 
 
 def kind_of(gradient: torch.Tensor | None) -> int:
@@ -59,6 +41,15 @@ def kind_of(gradient: torch.Tensor | None) -> int:
     if gradient is None:
         return NONE
     return DENSE + gradient.sparse_dim() if gradient.layout == torch.sparse_coo else DENSE
+
+
+def check_unclaimed(gradient: torch.Tensor, name: str) -> None:
+    """Raise a usage error if the gradient belongs to another optimizer."""
+    if hasattr(gradient, CLAIM):
+        raise UsageError(
+            f"A parameter belongs to one DistributedOptimizer at a time: the gradient of {name!r} is on its way for "
+            "another one already. Call close() on the one that is no longer used."
+        )
 
 
 class _Dense(NamedTuple):
@@ -95,18 +86,14 @@ class Parcel:
         gradient: Any = slot.parameter.grad
         if gradient is None:
             return
-        if hasattr(gradient, _CLAIM):
-            raise UsageError(
-                f"A parameter belongs to one DistributedOptimizer at a time: the gradient of {slot.name!r} is on its "
-                "way for another one already. Call close() on the one that is no longer used."
-            )
-        setattr(gradient, _CLAIM, True)
+        check_unclaimed(gradient, slot.name)
+        setattr(gradient, CLAIM, True)
         self._claimed.append(gradient)
 
     def release(self) -> None:
         """Take the marks off, at the end of the round."""
         for gradient in self._claimed:
-            delattr(gradient, _CLAIM)
+            delattr(gradient, CLAIM)
         self._claimed.clear()
 
     def wait(self) -> None:
@@ -141,6 +128,7 @@ class Carrier:
         self._wire = wire or ""
         self._compressor = compression if wire is None else None  # one of the user's
         self._factors = (1.0 / predivide_factor, predivide_factor)
+        self.is_plain = compression is Compression.none and predivide_factor == 1.0  # numbers travel as they are
 
     def send(self, slots: Sequence[Slot], name: str, kinds: Mapping[int, int], own: bool) -> Parcel:
         """Start the exchange of the gradients of these slots as one group, sparse ones each by itself.
@@ -155,7 +143,6 @@ class Carrier:
         if own:
             for slot in slots:
                 parcel.claim(slot)
-                slot.mark_sent()
         dense = [self._pack(slot, own) for slot in slots if kinds[slot.index] <= DENSE]
         sparse = [
             (slot, _sparse_part(slot, kinds[slot.index] - DENSE, own)) for slot in slots if kinds[slot.index] > DENSE

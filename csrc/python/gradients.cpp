@@ -1,0 +1,374 @@
+#include "csrc/python/gradients.h"
+
+#include <pybind11/stl.h>
+#include <structmember.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "csrc/base/error.h"
+#include "csrc/reduce/stream_copy.h"
+
+namespace py = pybind11;
+
+namespace ringred {
+namespace {
+
+// From here on a copy is worth letting other Python threads run.
+constexpr std::size_t long_copy = std::size_t{1} << 20;
+
+// One parameter's gradient in the current round.
+struct Slot {
+  int passes = 0;         // backward passes that have reached it
+  bool complete = false;  // it must not change any more: `sent` and `version` tell what it was
+  py::object sent;        // the gradient, or None
+  std::uint64_t version = 0;
+  int unit = 0;     // number of what it travels in
+  py::object view;  // its place in a bucket, as a tensor; None: it travels from where it lies
+  std::byte* place = nullptr;
+  std::size_t bytes = 0;
+};
+
+struct Unit {
+  std::vector<std::size_t> slots;
+  std::size_t missing = 0;  // slots that are not complete
+};
+
+// Shared with the hooks, which parameters own: so it holds no parameter, or there would be cycles through torch that
+// Python cannot collect.
+struct State {
+  std::vector<Slot> slots;
+  std::vector<Unit> units;
+  int passes = 1;
+  bool paused = false;  // inside no_sync()
+  bool closed = false;  // gradients are averages: one more backward pass is unusual
+  py::object unusual;   // called with a slot's number before it counts a pass that it should not get
+  py::object ready;     // called with a unit's number when its last slot is complete, and whether all of its slots are
+  std::uintptr_t arena_begin = 0, arena_end = 0;  // a gradient that lies there belongs to somebody
+  py::object move;  // called with (slot's number, gradient, place) for what cannot be copied as bytes
+};
+
+struct Names {
+  PyObject* grad = PyUnicode_InternFromString("grad");
+  PyObject* version = PyUnicode_InternFromString("_version");
+  PyObject* layout = PyUnicode_InternFromString("layout");
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
+};
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+py::object attribute(PyObject* object, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(object, name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+py::object call(PyObject* object, PyObject* method) {
+  PyObject* value = PyObject_CallMethodNoArgs(object, method);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+void set_attribute(PyObject* object, PyObject* name, const py::object& value) {
+  if (PyObject_SetAttr(object, name, value.ptr()) != 0) throw py::error_already_set();
+}
+
+std::uint64_t version_of(const py::object& tensor) {
+  return PyLong_AsUnsignedLongLong(attribute(tensor.ptr(), names().version).ptr());
+}
+
+const std::byte* address_of(const py::object& tensor) {
+  return static_cast<const std::byte*>(PyLong_AsVoidPtr(call(tensor.ptr(), names().data_ptr).ptr()));
+}
+
+bool is_plain(const py::object& gradient, const py::object& view) {
+  return attribute(gradient.ptr(), names().layout).is(attribute(view.ptr(), names().layout)) &&
+         attribute(gradient.ptr(), names().dtype).is(attribute(view.ptr(), names().dtype)) &&
+         call(gradient.ptr(), names().is_contiguous).is(py::bool_(true)) &&
+         call(view.ptr(), names().is_contiguous).is(py::bool_(true));
+}
+
+void copy(std::byte* place, const std::byte* data, std::size_t bytes) {
+  if (bytes < long_copy) {
+    stream_copy(place, data, bytes);
+    return;
+  }
+  const py::gil_scoped_release unlocked;
+  stream_copy(place, data, bytes);
+}
+
+// Takes note of the gradient, which is in its place by now.
+void complete(Slot& slot, py::object gradient) {
+  slot.version = gradient.is_none() ? 0 : version_of(gradient);
+  slot.sent = std::move(gradient);
+  slot.complete = true;
+}
+
+// Brings a parameter's gradient to its place in the bucket, and makes that its gradient.
+void settle(State& state, std::size_t number, PyObject* parameter) {
+  const py::object view = state.slots[number].view;
+  py::object gradient = attribute(parameter, names().grad);
+  if (view.is_none() || gradient.is_none()) return complete(state.slots[number], std::move(gradient));
+  if (!gradient.is(view)) {
+    if (is_plain(gradient, view)) {
+      Slot& slot = state.slots[number];
+      const std::byte* data = address_of(gradient);
+      if (data != slot.place) {
+        const auto address = reinterpret_cast<std::uintptr_t>(data);
+        if (address >= state.arena_begin && address < state.arena_end)
+          state.move(number, gradient, view);
+        else
+          copy(slot.place, data, slot.bytes);
+      }
+    } else {
+      state.move(number, gradient, view);
+    }
+    set_attribute(parameter, names().grad, view);
+  }
+  complete(state.slots[number], view);
+}
+
+void arrive(State& state, std::size_t number, PyObject* parameter) {
+  if (state.closed || state.slots[number].passes >= state.passes) state.unusual(number);
+  if (state.paused) return;
+  Slot& slot = state.slots[number];
+  if (++slot.passes < state.passes) return;
+  settle(state, number, parameter);
+  Unit& unit = state.units[static_cast<std::size_t>(slot.unit)];
+  if (unit.missing == 0 || --unit.missing > 0) return;
+  bool all = true;
+  for (const std::size_t member : unit.slots) all = all && state.slots[member].complete;
+  state.ready(state.slots[number].unit, all);
+}
+
+// The hook of one parameter. torch calls it with the parameter.
+struct Hook {
+  PyObject_HEAD vectorcallfunc call;
+  std::shared_ptr<State>* state;
+  std::size_t number;
+};
+
+PyObject* call_hook(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject*) {
+  auto* hook = reinterpret_cast<Hook*>(self);
+  if (PyVectorcall_NARGS(count) != 1) {
+    PyErr_SetString(PyExc_TypeError, "a gradient hook is called with its parameter");
+    return nullptr;
+  }
+  try {
+    const std::shared_ptr<State> state = *hook->state;
+    arrive(*state, hook->number, arguments[0]);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+void destroy_hook(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  delete reinterpret_cast<Hook*>(self)->state;
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyTypeObject* hook_type() {
+  static PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Hook, call), READONLY, nullptr},
+                                  {nullptr, 0, 0, 0, nullptr}};
+  static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(destroy_hook)},
+                                {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                                {Py_tp_members, members},
+                                {0, nullptr}};
+  static PyType_Spec spec = {"ringred._core.GradientHook", sizeof(Hook), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL, slots};
+  static auto* type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  if (type == nullptr) throw py::error_already_set();
+  return type;
+}
+
+class Gradients {
+ public:
+  Gradients(const py::list& parameters, py::object unusual, py::object ready, py::object move) {
+    for (const py::handle parameter : parameters) {
+      parameters_.push_back(py::reinterpret_borrow<py::object>(parameter));
+      state_->slots.emplace_back();
+      state_->slots.back().sent = state_->slots.back().view = py::none();
+    }
+    state_->unusual = std::move(unusual);
+    state_->ready = std::move(ready);
+    state_->move = std::move(move);
+  }
+
+  py::object hook(std::size_t number) const {
+    static_cast<void>(state_->slots.at(number));
+    PyTypeObject* type = hook_type();
+    auto* hook = reinterpret_cast<Hook*>(type->tp_alloc(type, 0));
+    if (hook == nullptr) throw py::error_already_set();
+    hook->call = call_hook;
+    hook->state = new std::shared_ptr<State>(state_);
+    hook->number = number;
+    return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(hook));
+  }
+
+  // `units` lists the slots of each, every slot once; `views` the places of the slots in buckets, or None.
+  void arrange(const std::vector<std::vector<std::size_t>>& units, const py::list& views,
+               std::pair<std::uintptr_t, std::uintptr_t> arena) {
+    State& state = *state_;
+    std::tie(state.arena_begin, state.arena_end) = arena;
+    state.units.clear();
+    for (const auto& members : units) {
+      for (const std::size_t number : members) state.slots.at(number).unit = static_cast<int>(state.units.size());
+      state.units.push_back({members, 0});
+    }
+    for (std::size_t number = 0; number < state.slots.size(); ++number) {
+      Slot& slot = state.slots[number];
+      slot.view = py::reinterpret_borrow<py::object>(views[number]);
+      if (slot.view.is_none()) continue;
+      slot.place = const_cast<std::byte*>(address_of(slot.view));
+      slot.bytes = slot.view.attr("nbytes").cast<std::size_t>();
+    }
+    clear();
+  }
+
+  // A new round.
+  void clear() {
+    State& state = *state_;
+    for (Unit& unit : state.units) {
+      unit.missing = 0;
+      for (const std::size_t number : unit.slots) {
+        Slot& slot = state.slots[number];
+        slot.passes = 0;
+        slot.complete = false;
+        slot.sent = py::none();
+        unit.missing += attribute(parameters_[number].ptr(), names().requires_grad).is(py::bool_(true)) ? 1u : 0u;
+      }
+    }
+  }
+
+  // Counts a pass like the hook of `number`.
+  void arrive(std::size_t number) { ringred::arrive(*state_, number, parameters_.at(number).ptr()); }
+
+  // Completes the slots of a unit with the gradients that there are, in their places. Where there is none, or the own
+  // ones are not wanted, the place holds zeros.
+  void fill(std::size_t unit, bool own) {
+    const std::vector<std::size_t> members = state_->units.at(unit).slots;
+    for (const std::size_t number : members) {
+      if (own) settle(*state_, number, parameters_[number].ptr());
+      Slot& slot = state_->slots[number];
+      if (!own || slot.sent.is_none()) std::memset(slot.place, 0, slot.bytes);
+    }
+  }
+
+  // Makes the places the gradients of those parameters that have none, for which `kinds` is not zero.
+  void deliver(std::size_t unit, const std::string& kinds) {
+    const std::vector<std::size_t> members = state_->units.at(unit).slots;
+    for (const std::size_t number : members) {
+      PyObject* parameter = parameters_[number].ptr();
+      if (kinds.at(number) != 0 && attribute(parameter, names().grad).is_none())
+        set_attribute(parameter, names().grad, state_->slots[number].view);
+    }
+  }
+
+  // Takes note of all gradients as they are.
+  void complete_all() {
+    for (std::size_t number = 0; number < parameters_.size(); ++number) complete(number);
+  }
+  void complete(std::size_t number) {
+    ringred::complete(state_->slots.at(number), attribute(parameters_.at(number).ptr(), names().grad));
+  }
+
+  // The first slot whose gradient has changed since it was complete; -1: none.
+  int first_changed() const {
+    for (std::size_t number = 0; number < parameters_.size(); ++number) {
+      const Slot& slot = state_->slots[number];
+      if (!slot.complete) continue;
+      const py::object gradient = attribute(parameters_[number].ptr(), names().grad);
+      if (!gradient.is(slot.sent) || (!gradient.is_none() && version_of(gradient) != slot.version))
+        return static_cast<int>(number);
+    }
+    return -1;
+  }
+
+  // By slot: 0 where the parameter has no gradient, 1 for a dense one, 2 for others. `started` tells of each unit
+  // whether what was complete is on its way already; without `own` all others count as none.
+  py::bytes kinds(const std::vector<bool>& started, bool own) const {
+    std::string all(parameters_.size(), '\0');
+    for (std::size_t number = 0; number < parameters_.size(); ++number) {
+      const Slot& slot = state_->slots[number];
+      const bool sent = started.at(static_cast<std::size_t>(slot.unit));
+      if (!sent && !own) continue;
+      const py::object gradient = sent ? slot.sent : attribute(parameters_[number].ptr(), names().grad);
+      if (gradient.is_none()) continue;
+      const bool dense = gradient.is(slot.view) || attribute(gradient.ptr(), names().layout).is(strided_);
+      all[number] = dense ? 1 : 2;
+    }
+    return all;
+  }
+
+  // Whether some slot has got all its passes.
+  bool pending() const {
+    for (const Slot& slot : state_->slots)
+      if (slot.passes >= state_->passes) return true;
+    return false;
+  }
+
+  // Whether the slot has got all passes that it can get.
+  bool is_through(std::size_t number) const {
+    return state_->slots.at(number).passes >= state_->passes ||
+           attribute(parameters_.at(number).ptr(), names().requires_grad).is(py::bool_(false));
+  }
+
+  int passes_of(std::size_t number) const { return state_->slots.at(number).passes; }
+  py::object sent(std::size_t number) const { return state_->slots.at(number).sent; }
+  State& state() const { return *state_; }
+
+ private:
+  std::vector<py::object> parameters_;
+  const py::object strided_ = py::module_::import("torch").attr("strided");
+  std::shared_ptr<State> state_ = std::make_shared<State>();
+};
+
+}  // namespace
+
+void bind_gradients(py::module_& module) {
+  py::class_<Gradients>(module, "Gradients")
+      .def(py::init<py::list, py::object, py::object, py::object>(), py::arg("parameters"), py::arg("unusual"),
+           py::arg("ready"), py::arg("move"))
+      .def_property(
+          "passes", [](const Gradients& self) { return self.state().passes; },
+          [](Gradients& self, int passes) { self.state().passes = passes; })
+      .def_property(
+          "paused", [](const Gradients& self) { return self.state().paused; },
+          [](Gradients& self, bool paused) { self.state().paused = paused; })
+      .def_property(
+          "closed", [](const Gradients& self) { return self.state().closed; },
+          [](Gradients& self, bool closed) { self.state().closed = closed; })
+      .def("hook", &Gradients::hook, py::arg("number"))
+      .def("arrange", &Gradients::arrange, py::arg("units"), py::arg("views"), py::arg("arena"))
+      .def("clear", &Gradients::clear)
+      .def("arrive", &Gradients::arrive, py::arg("number"))
+      .def("fill", &Gradients::fill, py::arg("unit"), py::arg("own"))
+      .def("deliver", &Gradients::deliver, py::arg("unit"), py::arg("kinds"))
+      .def("complete", &Gradients::complete, py::arg("number"))
+      .def("complete_all", &Gradients::complete_all)
+      .def("first_changed", &Gradients::first_changed)
+      .def("kinds", &Gradients::kinds, py::arg("started"), py::arg("own"))
+      .def("pending", &Gradients::pending)
+      .def("is_through", &Gradients::is_through, py::arg("number"))
+      .def("passes_of", &Gradients::passes_of, py::arg("number"))
+      .def("sent", &Gradients::sent, py::arg("number"));
+}
+
+}  // namespace ringred

@@ -1,0 +1,100 @@
+"""Buckets: gradients that lie side by side in the shared arena, where they are reduced without any further copy.
+
+Invariant: all ranks have the same buckets: they agree on an order once, after the first round, and on nothing else.
+
+A hook brings each gradient to its place in the bucket while the backward pass goes on, and makes that place the
+parameter's gradient; the memory that autograd had is free for the next gradient. What accumulates later accumulates in
+the bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ringred.torch.channel import ArenaChannel, Waitable
+
+if TYPE_CHECKING:
+    from ringred.torch.parcels import Slot
+
+ALIGNMENT = 64
+"""Bytes; each gradient begins on a cache line."""
+
+FIRST_BYTES = 1 << 20
+"""The first bucket is small, so that the exchange begins early."""
+
+
+class Bucket:
+    """Places for the gradients of some parameters of one dtype; a flat tensor of them all, and one view of each."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor], channel: ArenaChannel) -> None:
+        size = parameters[0].element_size()
+        self.offsets, count = lay_out([parameter.numel() for parameter in parameters], size)
+        self.block = channel.allocate(max(count, 1) * size)
+        dtype = parameters[0].dtype
+        self.flat = torch.from_numpy(self.block).view(dtype)[:count]
+        self.views = [
+            view_of(self.block, begin, parameter) for begin, parameter in zip(self.offsets, parameters, strict=True)
+        ]
+
+
+class BucketParcel:
+    """A bucket on its way."""
+
+    def __init__(self, handle: Waitable, deliver: Any) -> None:
+        self._handle = handle
+        self._deliver = deliver
+
+    def wait(self) -> None:
+        """Return when the averages are there; raise the error."""
+        self._handle.wait()
+
+    def deliver(self, kinds: Mapping[int, int]) -> None:
+        """Make the places the gradients of those parameters that had none, and for which some rank had one."""
+        self._deliver(bytes(min(kind, 1) for kind in kinds.values()))
+
+    def release(self) -> None:
+        """Nothing is claimed: who shares a parameter finds its gradient in the arena."""
+
+
+def lay_out(counts: Iterable[int], element_bytes: int) -> tuple[list[int], int]:
+    """Where each of some arrays begins, in elements, each on a cache line; and where the last one ends."""
+    unit = max(ALIGNMENT // element_bytes, 1)
+    offsets, end = [], 0
+    for count in counts:
+        offsets.append(end)
+        end += -(-count // unit) * unit
+    return offsets, end
+
+
+def view_of(block: np.ndarray[Any, np.dtype[np.uint8]], begin: int, like: torch.Tensor) -> torch.Tensor:
+    """The elements of a block of bytes from `begin` on, in the shape, dtype and memory format of another tensor.
+
+    It has a version counter of its own: what is written to others of the block does not count as a change of this one.
+    """
+    size = like.element_size()
+    part = block[begin * size : (begin + max(like.numel(), 1)) * size]
+    flat = torch.from_numpy(part).view(like.dtype)[: like.numel()]
+    dense = torch.empty_like(like, device="meta").stride()  # of the same memory format, without gaps
+    return flat.as_strided(like.shape, dense)
+
+
+def pack_into_buckets(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
+    """Cut slots, in the order in which they should travel, into runs of one dtype of at most `limit` bytes each.
+
+    One that is larger than that travels alone.
+    """
+    buckets: list[list[Slot]] = []
+    filled = 0
+    for slot in slots:
+        size = slot.parameter.nbytes
+        room = min(limit, FIRST_BYTES) if len(buckets) == 1 else limit
+        if not buckets or buckets[-1][0].parameter.dtype != slot.parameter.dtype or filled + size > room:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(slot)
+        filled += size
+    return buckets

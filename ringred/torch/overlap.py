@@ -1,0 +1,65 @@
+"""Overlap: whether gradients travel during the backward pass or after it, measured where it is not set.
+
+During the backward pass the engine's thread moves data while autograd computes. That wins where it has a core, or
+where ranks wait for each other; where all cores compute, the same work is done with more interruptions.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from ringred.errors import UsageError
+from ringred.ops import Op
+from ringred.torch.channel import Channel
+
+CHOICES = ("auto", "on", "off")
+SKIPPED = 3
+"""Steps before the measurement, in which everything is set up."""
+BLOCK, BLOCKS = 3, 6
+"""Steps are tried in blocks that alternate between the two ways; the first step of a block does not count."""
+
+
+class Overlap:
+    """One optimizer's choice. All ranks make the same one, since they choose by the sum of their times.
+
+    Args:
+        choice: "on", "off", or "auto": measured over 18 steps at the start.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+
+    def __init__(self, choice: str = "auto") -> None:
+        if choice not in CHOICES:
+            raise UsageError(f"overlap must be one of {', '.join(map(repr, CHOICES))}: it is {choice!r}.")
+        self.now = choice != "off"
+        self._measures = choice == "auto"
+        self._steps = 0
+        self._times: dict[bool, list[float]] = {True: [], False: []}
+        self._last = 0.0
+
+    def note_step(self, channel: Channel) -> None:
+        """Tell that a step has ended. Collective, and equally often on all ranks."""
+        if not self._measures:
+            return
+        now = time.perf_counter()
+        step = self._steps - SKIPPED
+        if step >= 0 and step % BLOCK > 0:
+            self._times[self.now].append(now - self._last)
+        self._last = now
+        self._steps += 1
+        step += 1
+        if step >= BLOCK * BLOCKS:
+            self._decide(channel)
+        elif step >= 0:
+            self.now = step // BLOCK % 2 == 0
+
+    def _decide(self, channel: Channel) -> None:
+        self._measures = False
+        message = torch.tensor([statistics.median(self._times[way]) for way in (True, False)], dtype=torch.float64)
+        channel.allreduce_([message], Op.Sum, "overlap").wait()
+        during, after = message.tolist()
+        self.now = during <= after
