@@ -9,13 +9,13 @@ the bucket.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ringred.torch.channel import ArenaChannel, Waitable
+from ringred.torch.channel import ArenaChannel
 
 if TYPE_CHECKING:
     from ringred.torch.parcels import Slot
@@ -44,13 +44,19 @@ class Bucket:
 class BucketParcel:
     """A bucket on its way."""
 
-    def __init__(self, handle: Waitable, deliver: Any) -> None:
+    def __init__(self, handle: Any, measures: bool, deliver: Callable[[bytes], None]) -> None:
         self._handle = handle
+        self._measures = measures
         self._deliver = deliver
 
     def wait(self) -> None:
         """Return when the averages are there; raise the error."""
         self._handle.wait()
+
+    @property
+    def squares(self) -> float | None:
+        """After the end, this rank's part of the sum of squares, where it was asked for."""
+        return float(self._handle.squares) if self._measures else None
 
     def deliver(self, kinds: Mapping[int, int]) -> None:
         """Make the places the gradients of those parameters that had none, and for which some rank had one."""

@@ -135,6 +135,22 @@ class EngineChannel:
         group = self._process_set.group()
         return world.engine().reduce_in_place(group, self._prefix + name, array, int(op), norm)
 
+    @property
+    def engine(self) -> _core.Engine:
+        """This process's engine."""
+        return world.engine()
+
+    def update(self, name: str, gradients: torch.Tensor, op: Op, *arguments: Any, **options: Any) -> _core.Operation:
+        """Submit the step of an optimizer, see Engine.update."""
+        group = self._process_set.group()
+        return world.engine().update(group, self._prefix + name, gradients, int(op), *arguments, **options)
+
+    def gather(self, tensor: torch.Tensor, name: str) -> list[torch.Tensor]:
+        """The tensors of all ranks, of one dimension and any length, in rank order."""
+        lengths = self.share(tensor.numel(), f"{name}.lengths")
+        whole = asynchronous.allgather_async(tensor, name=self._prefix + name, process_set=self._process_set).wait()
+        return list(whole.split(lengths))
+
     def sparse_allreduce(self, tensor: torch.Tensor, op: Op, name: str) -> Handle[torch.Tensor]:
         """Submit a sparse allreduce."""
         return sparse_allreduce_async(tensor, self._prefix + name, op, self._process_set)

@@ -24,6 +24,7 @@ Hooks and all that is done for each gradient are in C++ (csrc/python/gradients.c
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,8 +42,14 @@ from ringred.torch.hooks import attach
 from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Parcel, Slot, check_unclaimed, kind_of
 
-STEPS, DROPS = 1, 2
-"""What a rank does with a round."""
+STEPS, DROPS, WEIGHS = 1, 2, 3
+"""What a rank does with a round: WEIGHS is a step whose gradients have weights."""
+
+_CALLS = {
+    STEPS: "step() or synchronize()",
+    DROPS: "zero_grad()",
+    WEIGHS: "step() or clip_grad_norm_() with a weight",
+}
 
 BUCKET_BYTES = 16 << 20
 
@@ -55,6 +62,7 @@ class Unit:
         self.slots = slots
         self.bucket = bucket
         self.parcel: Parcel | BucketParcel | None = None
+        self.squares: float | None = None  # of the averages in this rank's parts, as the reduction found them
 
 
 class GradientExchange:
@@ -97,6 +105,7 @@ class GradientExchange:
         self._order: list[int] = []  # units in the order in which the first round found them ready
         self._kinds: bytes = b""  # of the gradients of the last round, by slot, over all ranks
         self._synchronized = False  # the round is over: gradients are averages
+        self._measures = False  # averages are measured on the way, since they are clipped
         self._views: list[Any] = []
         receiver = weakref.ref(self)
         self._gradients = _core.Gradients(
@@ -130,21 +139,56 @@ class GradientExchange:
         """Take note that backward has accumulated the gradient of slot `index` (phase 1); hooks do the same."""
         self._gradients.arrive(index)
 
-    def synchronize(self) -> None:
-        """Finish the round (phases 2 to 4); does nothing when it is over already."""
+    def synchronize(self, weight: float | None = None) -> None:
+        """Finish the round (phases 2 to 4); does nothing when it is over already.
+
+        Args:
+            weight: of this rank's gradients in the average, such as the number of samples that they are the mean of.
+        """
         if self._synchronized:
             return
         self._check_unchanged()
         with self._timed():
-            kinds = self._finish(STEPS)
+            kinds = self._finish(*self._intent_of(weight))
         with torch.no_grad():
             for unit in self._units:
                 if unit.parcel is not None:
                     unit.parcel.deliver(kinds)
+        squares = [None if unit.parcel is None else unit.parcel.squares for unit in self._units]
         self._clear()
+        for unit, one in zip(self._units, squares, strict=True):
+            unit.squares = one
         self._gradients.complete_all()
         self._kinds = bytes(kinds.values())
         self._set_synchronized(True)
+
+    def clip(self, max_norm: float, weight: float | None = None) -> float:
+        """Scale the averages down to a 2-norm of at most `max_norm`; returns the norm that they had. Collective."""
+        self.synchronize(weight)
+        gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
+        with self._timed(), torch.no_grad():
+            norm = self._norm()
+            if norm + 1e-6 > max_norm and gradients:
+                torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+        return norm
+
+    def _norm(self) -> float:
+        """The 2-norm of the averages: of buckets in later rounds as the reduction found it, otherwise by a pass."""
+        parts = 0.0
+        whole = 0.0
+        for unit in self._units:
+            if unit.squares is not None:
+                parts += unit.squares
+                continue
+            for slot in unit.slots:
+                if slot.parameter.grad is not None:
+                    values = slot.parameter.grad
+                    values = values.coalesce().values() if values.layout == torch.sparse_coo else values
+                    whole += float(torch.linalg.vector_norm(values, dtype=torch.float64).item()) ** 2
+        message = torch.tensor([parts, whole / self._channel.size], dtype=torch.float64)
+        self._channel.allreduce_([message], Op.Sum, "norm").wait()
+        self._measures = True
+        return math.sqrt(sum(message.tolist()))
 
     def finish_step(self) -> None:
         """Open the next round, after the gradients have been used."""
@@ -296,8 +340,9 @@ class GradientExchange:
         if unit.bucket is not None:
             self._gradients.fill(number, own)
             channel: Any = self._channel
-            handle = channel.reduce_in_place(unit.bucket.flat, self._carrier.op, unit.name)
-            unit.parcel = BucketParcel(handle, lambda kinds: self._gradients.deliver(number, kinds))
+            measures = self._measures and unit.bucket.flat.dtype in (torch.float32, torch.float64)
+            handle = channel.reduce_in_place(unit.bucket.flat, self._carrier.op, unit.name, measures)
+            unit.parcel = BucketParcel(handle, measures, lambda kinds: self._gradients.deliver(number, kinds))
             return
         if own and self._sparse_as_dense:
             for slot in unit.slots:
@@ -306,26 +351,57 @@ class GradientExchange:
         for slot in unit.slots:
             self._gradients.complete(slot.index)
 
-    def _finish(self, intent: int) -> dict[int, int]:
+    def _intent_of(self, weight: float | None) -> tuple[int, float]:
+        if weight is None:
+            return STEPS, 1.0
+        if self._carrier.op != Op.Average or any(unit.parcel is not None for unit in self._units):
+            raise UsageError(
+                "Gradients have weights in an average that is taken inside step(): build the optimizer with op=Average "
+                'and overlap="off" (or fused=True) to use step(weight=...).'
+            )
+        if weight == 0:  # of no samples: their mean may well be nan
+            for slot in self._slots:
+                slot.parameter.grad = None
+        return WEIGHS, weight
+
+    def _weigh(self, weight: float) -> None:
+        """Scale this rank's gradients so that the plain average of all ranks is the weighted one."""
+        total = torch.tensor([weight], dtype=torch.float64)
+        self._channel.allreduce_([total], Op.Sum, "weight").wait()
+        if total.item() <= 0:
+            raise UsageError(f"Weights must add up to more than 0: they add up to {total.item():g}.")
+        factor = weight * self._channel.size / total.item()
+        gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
+        if factor != 1 and gradients:
+            with torch.no_grad():
+                torch._foreach_mul_(gradients, factor)
+
+    def _finish(self, intent: int, weight: float = 1.0) -> dict[int, int]:
         """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
         self._agree_on_layout()
         kinds, intents = self._exchange_flags(intent)
+        if set(intents) == {WEIGHS}:
+            self._weigh(weight)
         for unit in self._units:
             if unit.parcel is None and any(kinds[slot.index] != NONE for slot in unit.slots):
-                self._send(unit, kinds, own=intent == STEPS)
+                self._send(unit, kinds, own=intent != DROPS)
         self._wait()
-        if STEPS in intents and DROPS in intents:  # a rank that has joined does neither
+        if len(set(intents) - {0}) > 1:  # 0: a rank that has joined
             self._clear()
             raise MismatchError(
-                "All ranks must step on a backward pass, or all drop it: "
-                f"rank(s) {self._who(intents, STEPS)} called step() or synchronize(), "
-                f"rank(s) {self._who(intents, DROPS)} called zero_grad(). Call the same on all ranks."
+                "All ranks must step on a backward pass, or all drop it, and weights are for all or none: "
+                + ", ".join(
+                    f"rank(s) {self._who(intents, what)} called {call}"
+                    for what, call in _CALLS.items()
+                    if what in intents
+                )
+                + ". Call the same on all ranks."
             )
         return kinds
 
     def _exchange_flags(self, intent: int) -> tuple[dict[int, int], list[int]]:
         started = [unit.parcel is not None for unit in self._units]
-        own = bytearray(self._gradients.kinds(started, intent == STEPS))
+        own = bytearray(self._gradients.kinds(started, intent != DROPS))
         for index, kind in enumerate(own):
             if kind > DENSE:  # of another layout: which one?
                 own[index] = self._kind_of(self._slots[index].parameter.grad)
@@ -357,6 +433,7 @@ class GradientExchange:
             if unit.parcel is not None:
                 unit.parcel.release()
             unit.parcel = None
+            unit.squares = None
         self._gradients.clear()
 
     @contextmanager

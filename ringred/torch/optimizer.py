@@ -27,6 +27,8 @@ from ringred.torch.composed import ComposedOptimizer
 from ringred.torch.compression import Compression, checked_compression
 from ringred.torch.deltas import DeltaExchange
 from ringred.torch.exchange import BUCKET_BYTES, GradientExchange
+from ringred.torch.fused import FusedStep, check_optimizer
+from ringred.torch.fused_exchange import FusedExchange
 from ringred.torch.groups import form_groups
 from ringred.torch.names import name_parameters
 from ringred.torch.overlap import Overlap
@@ -68,6 +70,10 @@ class DistributedOptimizer(ComposedOptimizer):
         groups: gradients that travel together: a number of groups, or a list of lists of parameters.
         sparse_as_dense: make sparse gradients dense; otherwise they travel sparse.
         process_set: the ranks that take part; this one must be a member.
+        fused: update the parameters inside the reduction: each rank its part, with its part of the optimizer's state,
+            for all ranks. For SGD, Adam and AdamW of torch, float32 and float64, without compression. Gradients stay
+            this rank's own; parameters move into the shared arena. `state_dict()` is a collective then.
+        keep_gradients: with fused, step() leaves the averages in the gradients.
         overlap: "on" or "off": whether gradients travel during the backward pass or after it; "auto" measures both
             over the first 21 steps (RINGRED_OVERLAP, where set, is the default).
         bucket_bytes: gradients are gathered in buckets of this size; 0 leaves each where autograd put it.
@@ -91,6 +97,8 @@ class DistributedOptimizer(ComposedOptimizer):
         sparse_as_dense: bool = False,
         process_set: ProcessSet = global_process_set,
         *,
+        fused: bool = False,
+        keep_gradients: bool = False,
         overlap: str | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         channel: Channel | None = None,
@@ -123,7 +131,11 @@ class DistributedOptimizer(ComposedOptimizer):
         self._sparse_as_dense = sparse_as_dense
         self._overlap = Overlap(os.environ.get("RINGRED_OVERLAP", "auto") if overlap is None else overlap)
         self._bucket_bytes = bucket_bytes
+        self._fused = bool(fused)
+        self._keep_gradients = bool(keep_gradients)
         self._channel: Channel = EngineChannel(process_set) if channel is None else channel
+        if self._fused:
+            self._check_fused()
         self._skips_synchronize = False
         self._closed = False
         self._earlier_seconds = 0.0  # communication before add_param_group() rebuilt the exchange
@@ -139,11 +151,17 @@ class DistributedOptimizer(ComposedOptimizer):
             self._prepare_unscaling()
         return self._inner.param_groups
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, weight: float | None = None) -> Any:
         """Exchange what is left to exchange, then step the wrapped optimizer.
 
         With a closure, gradients are exchanged after each of its calls, and the loss that it returns (a number or a
         one-element tensor) is reduced with the same op, so that line searches decide alike on all ranks.
+
+        Args:
+            closure: as in torch.
+            weight: of this rank's gradients in the average, for batches of unequal length: the number of samples whose
+                mean loss was differentiated; 0 for none, also without a backward pass. All ranks give one, or none
+                does. Takes op=Average, and overlap="off" or fused=True.
 
         Returns:
             What the wrapped optimizer returns: None, or the loss of the first call of the closure.
@@ -159,13 +177,17 @@ class DistributedOptimizer(ComposedOptimizer):
             return self._deltas.step(lambda: self._inner_step(closure))
         if self._exchange is None:
             return self._inner_step(closure)
+        if weight is not None:
+            _check_weight(weight)
+        if isinstance(self._exchange, FusedExchange):
+            return self._fused_step(self._exchange, closure, weight)
         if self._skips_synchronize and (closure is not None or not self._exchange.synchronized):
             raise UsageError(
                 "Inside skip_synchronize() a step uses gradients that synchronize() has averaged: call synchronize() "
                 "before, and use no closure."
             )
         if closure is None:
-            self._exchange.synchronize()
+            self._exchange.synchronize(weight)
             result = self._inner_step(None)
         else:
             losses = LossReduction(self._channel, self._op)
@@ -177,6 +199,34 @@ class DistributedOptimizer(ComposedOptimizer):
         """Exchange gradients now, as `step()` would; it then will not do so again. A collective. Not with Adasum."""
         if self._exchange is not None:
             self._exchange.synchronize()
+
+    def clip_grad_norm_(self, max_norm: float, *, weight: float | None = None) -> torch.Tensor:
+        """Clip the averaged gradients to a 2-norm of at most `max_norm`, for the next step(). A collective.
+
+        The norm is taken while gradients are reduced (from the second call on; the first one makes a pass of its own).
+        With fused=True the factor is applied inside step(), and gradients stay this rank's own.
+
+        Args:
+            max_norm: a positive number.
+            weight: as for step(), which then takes none.
+
+        Returns:
+            The norm before clipping, as torch.nn.utils.clip_grad_norm_ does: a float64 tensor without dimensions, the
+            same on all ranks.
+
+        Raises:
+            UsageError: max_norm is not positive, or op is Adasum.
+        """
+        if not isinstance(max_norm, (int, float)) or not max_norm > 0:
+            raise UsageError(f"max_norm must be a positive number: it is {max_norm!r}.")
+        if weight is not None:
+            _check_weight(weight)
+        if self._deltas is not None:
+            raise UsageError("op=Adasum combines what step() does: there are no averaged gradients to clip.")
+        if self._exchange is None:
+            parameters = [parameter for group in self._inner.param_groups for parameter in group["params"]]
+            return torch.nn.utils.clip_grad_norm_(parameters, max_norm).double()
+        return torch.tensor(self._exchange.clip(max_norm, weight), dtype=torch.float64)
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -215,6 +265,15 @@ class DistributedOptimizer(ComposedOptimizer):
             self._exchange.discard()
         self._inner.zero_grad(set_to_none)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the wrapped optimizer, which a run with any number of ranks can load.
+
+        With fused=True a collective: all ranks gather the parts of the state.
+        """
+        if isinstance(self._exchange, FusedExchange):
+            return self._exchange.fused.state_dict()
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state into the wrapped optimizer, the same one on all ranks, and count passes anew. Not a collective.
 
@@ -223,7 +282,10 @@ class DistributedOptimizer(ComposedOptimizer):
         """
         if self._exchange is not None:
             self._exchange.reset()
-        super().load_state_dict(state_dict)
+        if isinstance(self._exchange, FusedExchange):
+            self._exchange.fused.load_state_dict(state_dict)
+        else:
+            super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer and to the exchange; its parameters get the name `added.<n>`.
@@ -233,6 +295,11 @@ class DistributedOptimizer(ComposedOptimizer):
         """
         if self._exchange is not None:
             self._exchange.reset()
+        if self._fused:
+            raise UsageError(
+                "With fused=True parameters are given at construction: save state_dict(), add the group to the plain "
+                "optimizer, and wrap that one."
+            )
         self._inner.add_param_group(param_group)
         parameters = [parameter for group in self._inner.param_groups for parameter in group["params"]]
         for parameter in parameters:
@@ -256,13 +323,43 @@ class DistributedOptimizer(ComposedOptimizer):
             self._exchange.close()
         self._closed = True
 
+    def _check_fused(self) -> None:
+        wrong = [
+            text
+            for text, given in (
+                ("op=Adasum", self._op == Op.Adasum),
+                ("compression", self._compression is not Compression.none),
+                ("gradient_predivide_factor", self._predivide_factor != 1.0),
+                ("groups", bool(self._groups)),
+                ("a channel", not isinstance(self._channel, EngineChannel)),
+            )
+            if given
+        ]
+        if wrong:
+            raise UsageError(f"fused=True does not go with {', '.join(wrong)}. Leave it out, or use fused=False.")
+        check_optimizer(self._inner)
+
     def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
         return self._inner.step() if closure is None else self._inner.step(closure)
 
+    def _fused_step(self, exchange: FusedExchange, closure: Callable[[], Any] | None, weight: float | None) -> Any:
+        for hook in list(self._inner._optimizer_step_pre_hooks.values()):
+            hook(self._inner, (closure,), {})
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = LossReduction(self._channel, self._op).wrap(closure, lambda: None)()
+        exchange.step(weight)
+        for hook in list(self._inner._optimizer_step_post_hooks.values()):
+            hook(self._inner, (closure,), {})
+        return loss
+
     def _prepare_unscaling(self) -> None:
-        if self._deltas is not None:
-            self._deltas.agree_on_overflow()
-        self.synchronize()
+        overflowing = self._deltas or self._exchange
+        if isinstance(overflowing, (DeltaExchange, FusedExchange)):
+            overflowing.agree_on_overflow()
+        else:
+            self.synchronize()
 
     def _build(self, named: list[NamedTensor]) -> tuple[GradientExchange | None, DeltaExchange | None]:
         if self._channel.size == 1:
@@ -270,6 +367,10 @@ class DistributedOptimizer(ComposedOptimizer):
         if self._op == Op.Adasum:
             return None, DeltaExchange(named, self._channel, self._compression)
         carrier = Carrier(self._channel, self._op, self._predivide_factor, self._compression)
+        if self._fused:
+            assert isinstance(self._channel, EngineChannel)
+            step = FusedStep(self._inner, named, self._channel, self._op, self._keep_gradients)
+            return FusedExchange(named, carrier, self._passes, step), None
         groups = form_groups(named, self._groups)
         exchange = GradientExchange(
             named, groups, carrier, self._passes, self._sparse_as_dense, self._overlap, self._bucket_bytes
@@ -278,6 +379,13 @@ class DistributedOptimizer(ComposedOptimizer):
 
 
 _UNSCALE = torch.amp.GradScaler._unscale_grads_.__code__
+
+
+def _check_weight(weight: Any) -> None:
+    if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise UsageError(
+            f"weight must be a number that is not negative, such as a number of samples: it is {weight!r}."
+        )
 
 
 def _check_passes(passes: int) -> None:

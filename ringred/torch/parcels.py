@@ -96,6 +96,8 @@ class Parcel:
             delattr(gradient, CLAIM)
         self._claimed.clear()
 
+    squares = None  # see BucketParcel
+
     def wait(self) -> None:
         """Return when everything has come back; raise the first error."""
         if self._handle is not None:

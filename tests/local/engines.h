@@ -55,6 +55,7 @@ class Engines {
   }
 
   Engine& operator[](int rank) { return *engines_[static_cast<std::size_t>(rank)]; }
+  Arena& arena(int rank) { return *arenas_[static_cast<std::size_t>(rank)]; }
   int size() const { return static_cast<int>(engines_.size()); }
   std::string reports() {
     const std::lock_guard lock(mutex_);

@@ -1,0 +1,150 @@
+// Steps of an optimizer on ranks that are threads, and a serial optimizer to compare them with.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "csrc/queue/parts.h"
+#include "csrc/reduce/update.h"
+#include "tests/local/arena_arrays.h"
+
+namespace ringred::check {
+
+// An optimizer that has all state in one place, and takes each stretch in one call of the kernel.
+struct Serial {
+  DType dtype;
+  int size;
+  Bytes parameters, states[3];
+  std::vector<Bytes> gradients = {};  // after a step: the members'
+
+  Serial(DType type, int members, const Bytes& start) : dtype(type), size(members), parameters(start) {
+    for (Bytes& state : states) state.resize(start.size());
+  }
+
+  void step(const Update& update, Op op, const std::vector<Bytes>& given) {
+    const std::size_t bytes = info(dtype).size;
+    gradients = given;
+    for (const Update::Stretch& stretch : update.stretches) {
+      const std::size_t from = stretch.begin * bytes, count = stretch.end - stretch.begin;
+      const std::vector<const void*> inputs = at(given, from);
+      Bytes average(count * bytes);
+      void* output = parameters.data() + from;
+      UpdateArrays arrays{.gradients = inputs.data(),
+                          .gradient_count = size,
+                          .parameter = output,
+                          .outputs = &output,
+                          .output_count = 1,
+                          .state = {},
+                          .average = average.data()};
+      for (std::size_t k = 0; k < 3; ++k) arrays.state[k] = states[k].data() + from;
+      update_kernel(instruction_set("auto"), dtype, update.rule)(arrays, count, op == Op::average ? size : 1,
+                                                                 update.factor, update.rates[stretch.rates]);
+      if (!update.keeps_gradients) continue;
+      for (Bytes& one : gradients) std::memcpy(one.data() + from, average.data(), average.size());
+    }
+  }
+};
+
+inline constexpr Rates plain_rates{.learning_rate = 0.01,
+                                   .weight_decay = 0.05,
+                                   .momentum = 0.9,
+                                   .dampening = 0.1,
+                                   .beta1 = 0.9,
+                                   .beta2 = 0.99,
+                                   .epsilon = 1e-6,
+                                   .step = 1,
+                                   .nesterov = false,
+                                   .maximize = false,
+                                   .amsgrad = false,
+                                   .first = true};
+
+// Two kinds of rates, and elements between and after the stretches that no stretch has.
+inline Update update_of(Rule rule, std::size_t count) {
+  Update update;
+  update.rule = rule;
+  update.factor = 0.37;
+  update.rates = {plain_rates, plain_rates};
+  update.rates[1].learning_rate = 0.3, update.rates[1].nesterov = true, update.rates[1].amsgrad = true;
+  std::size_t begin = 0;
+  for (const std::size_t end : {count / 5, count / 2, count - count / 8}) {
+    if (begin < end) update.stretches.push_back({begin, end, static_cast<std::uint32_t>(update.stretches.size() % 2)});
+    begin = std::min(end + end / 16, count);
+  }
+  return update;
+}
+
+// Optimizer state of each member's parts, in memory of its own.
+struct States {
+  States(const Parts& owners, DType dtype, int size, bool third)
+      : parts(owners), bytes(info(dtype).size), kept(static_cast<std::size_t>(size)) {
+    for (std::size_t owner = 0; owner < kept.size(); ++owner)
+      for (std::size_t k = 0; k < (third ? 3 : 2); ++k) kept[owner][k].resize(parts.owned(owner) * bytes);
+  }
+
+  std::array<std::byte*, 3> of(int rank) {
+    std::array<std::byte*, 3> places{};
+    for (std::size_t k = 0; k < 3; ++k)
+      if (Bytes& state = kept[static_cast<std::size_t>(rank)][k]; !state.empty()) places[k] = state.data();
+    return places;
+  }
+
+  bool hold(const Bytes& whole, std::size_t k) const {
+    bool same = true;
+    for (std::size_t owner = 0; owner < kept.size(); ++owner)
+      for (std::size_t turn = 0; turn < parts.turns(); ++turn) {
+        const Parts::Part part = parts.of(turn, owner);
+        if (part.begin < part.end)
+          same = same && std::memcmp(kept[owner][k].data() + part.before * bytes, whole.data() + part.begin * bytes,
+                                     (part.end - part.begin) * bytes) == 0;
+      }
+    return same;
+  }
+
+  const Parts parts;
+  const std::size_t bytes;
+  std::vector<std::array<Bytes, 3>> kept;
+};
+
+struct Training {
+  DType dtype;
+  std::size_t count;
+  Op op;
+  bool keeps_gradients, shares_parameters;
+  int steps;
+};
+
+// Some steps, each of which leaves what a serial optimizer leaves, on all ranks.
+inline void check_training(Engines& engines, const Training& training, Update update) {
+  const auto& [dtype, count, op, keeps, shares, steps] = training;
+  const int size = engines.size();
+  Arrays parameters(engines, dtype, count, 1), gradients(engines, dtype, count, 2);
+  for (int rank = 1; rank < size && !shares; ++rank)
+    std::memcpy(parameters.data(rank), parameters.data(0), parameters.before[0].size());
+  States states(Parts(count, info(dtype).size, static_cast<std::size_t>(size)), dtype, size, update.rule != Rule::sgd);
+  Serial serial(dtype, size, parameters.before[0]);
+  update.keeps_gradients = keeps;
+  update.parameters = shares ? std::vector<std::byte*>{parameters.data(0)} : parameters.data();
+  for (int step = 0; step < steps; ++step) {
+    for (Rates& rates : update.rates) rates.step = step + 1, rates.first = step == 0;
+    const auto seed = static_cast<std::uint64_t>(10 + step);
+    for (int rank = 0; rank < size; ++rank) gradients.fill(rank, seed);
+    engines.run([&](Engine& engine) {
+      stagger(engine.rank(), seed);
+      auto mine = std::make_shared<Update>(update);
+      mine->states = states.of(engine.rank());
+      wait(engine, engine.submit(0, gradients.step(engine.rank(), "step", op, mine)));
+    });
+    serial.step(update, op, gradients.before);
+    for (int rank = 0; rank < size; ++rank) {
+      const auto place = static_cast<std::size_t>(rank);
+      CHECK(parameters.now(rank) == (shares && rank > 0 ? parameters.before[place] : serial.parameters));
+      CHECK(gradients.now(rank) == serial.gradients[place]);
+    }
+    for (std::size_t k = 0; k < (update.rule == Rule::sgd ? 1 : 3); ++k) CHECK(states.hold(serial.states[k], k));
+  }
+}
+
+}  // namespace ringred::check
