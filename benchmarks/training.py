@@ -52,7 +52,7 @@ from workloads import MODES, SEED, WORKLOADS, Trainer, batch_of, build, plain_op
 import ringred as rr
 from ringred.cli.bench_table import cores, processor
 
-WARM_UP = 4
+WARM_UP = 20
 MEMORY_STEPS = 5
 SAMPLING_SECONDS = 0.02
 TOLERANCE = 0.001

@@ -37,6 +37,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
+import ringred as rr
 import ringred.torch as hvd
 
 SEED = 1
@@ -195,6 +196,7 @@ def main() -> int:
     say(f"{hvd.size()} rank(s), {len(data.labels)} training samples, global batch {GLOBAL_BATCH}")
     losses = train(model, data, epochs)
     say(who_was_late())
+    say(f"last step: {rr.step_report()}")
 
     passed = []
     accuracy = test_accuracy(model, data)

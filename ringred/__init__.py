@@ -63,6 +63,7 @@ from ringred.process_sets import (
     remove_process_set,
 )
 from ringred.replicas import check_replicas
+from ringred.step_report import StepReport, step_report
 from ringred.timeline import start_timeline, stop_timeline
 from ringred.version import __version__
 from ringred.world import (
@@ -92,6 +93,7 @@ __all__ = [
     "Product",
     "ReplicaError",
     "RingredError",
+    "StepReport",
     "Straggler",
     "Sum",
     "SystemError",
@@ -146,6 +148,7 @@ __all__ = [
     "size",
     "start_timeline",
     "stop_timeline",
+    "step_report",
     "stragglers",
     "synchronize",
 ]

@@ -121,6 +121,11 @@ class OperationHandle(Handle[Result]):
     def name(self) -> str:
         return self._operation.name
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """After the end: when its data moved, from and to, in seconds of a monotonic clock."""
+        return self._operation.span
+
     def poll(self) -> bool:
         return self._operation.done()
 

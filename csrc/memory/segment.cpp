@@ -27,18 +27,12 @@ std::string reason() {
   return std::string(": ") + std::strerror(errno) + ".";
 }
 
-// Huge pages need the mapping and the file to have the same alignment, so a larger range is reserved and trimmed.
 std::byte* map_aligned(int descriptor, std::size_t bytes) {
-  void* reserved = mmap(nullptr, bytes + huge_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (reserved == MAP_FAILED) return nullptr;
-  const auto start = reinterpret_cast<std::uintptr_t>(reserved);
-  const std::uintptr_t aligned = (start + huge_page - 1) / huge_page * huge_page;
-  if (aligned > start) munmap(reserved, aligned - start);
-  munmap(reinterpret_cast<void*>(aligned + bytes), start + huge_page - aligned);
-  void* mapped =
-      mmap(reinterpret_cast<void*>(aligned), bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, 0);
+  std::byte* addresses = reserve_addresses(bytes, 0);
+  if (addresses == nullptr) return nullptr;
+  void* mapped = mmap(addresses, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, 0);
   if (mapped == MAP_FAILED) {
-    munmap(reinterpret_cast<void*>(aligned), bytes);
+    munmap(addresses, bytes);
     return nullptr;
   }
   madvise(mapped, bytes,
@@ -47,6 +41,17 @@ std::byte* map_aligned(int descriptor, std::size_t bytes) {
 }
 
 }  // namespace
+
+// Huge pages need the mapping and the file to have the same alignment, so a larger range is reserved and trimmed.
+std::byte* reserve_addresses(std::size_t bytes, std::size_t phase) {
+  void* reserved = mmap(nullptr, bytes + huge_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return nullptr;
+  auto* const start = static_cast<std::byte*>(reserved);
+  const std::size_t before = (phase % huge_page - reinterpret_cast<std::uintptr_t>(start)) % huge_page;
+  if (before > 0) munmap(start, before);
+  munmap(start + before + bytes, huge_page - before);
+  return start + before;
+}
 
 Segment Segment::create(std::size_t bytes, bool huge_pages) {
   const int descriptor = memfd_create("ringred", MFD_CLOEXEC | MFD_ALLOW_SEALING);

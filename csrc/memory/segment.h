@@ -41,6 +41,10 @@ class Segment {
   int descriptor_;
 };
 
+// Addresses without memory for a mapping of `bytes`, whole pages: as far into a huge page as `phase`, a whole number of
+// pages. Null if there are none.
+std::byte* reserve_addresses(std::size_t bytes, std::size_t phase);
+
 // The peers' segments, mapped here as long as somebody holds this.
 using MappedSegments = std::shared_ptr<const std::vector<Segment>>;
 

@@ -134,6 +134,11 @@ void bind_operation(py::module_& module) {
   py::class_<PythonOperation>(module, "Operation")
       .def_property_readonly("name", [](const PythonOperation& self) { return self->request.name; })
       .def_property_readonly("group", [](const PythonOperation& self) { return self->group; })
+      .def_property_readonly("span",  // when its data moved, in seconds of a monotonic clock
+                             [](const PythonOperation& self) {
+                               return std::pair(static_cast<double>(self->started) * 1e-9,
+                                                static_cast<double>(self->ended) * 1e-9);
+                             })
       .def_property_readonly("squares", [](const PythonOperation& self) { return self->squares; })
       .def_property_readonly("last_joined", [](const PythonOperation& self) { return self->last_joined; })
       .def("done", [](const PythonOperation& self) { return self->done(); })

@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 #include <structmember.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -32,6 +34,9 @@ struct Slot {
   py::object view;  // its place in a bucket, as a tensor; None: it travels from where it lies
   std::byte* place = nullptr;
   std::size_t bytes = 0;
+  py::object layout{}, dtype{};  // of the view
+  py::object keeper{};  // a second tensor of the place: what the view is to show again if its data was assigned
+  bool contiguous = false, complex = false;
 };
 
 struct Unit {
@@ -60,6 +65,9 @@ struct Names {
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
   PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  PyObject* is_conj = PyUnicode_InternFromString("is_conj");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* data = PyUnicode_InternFromString("data");
   PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
 };
 const Names& names() {
@@ -84,18 +92,24 @@ void set_attribute(PyObject* object, PyObject* name, const py::object& value) {
 }
 
 std::uint64_t version_of(const py::object& tensor) {
-  return PyLong_AsUnsignedLongLong(attribute(tensor.ptr(), names().version).ptr());
+  const std::uint64_t version = PyLong_AsUnsignedLongLong(attribute(tensor.ptr(), names().version).ptr());
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return version;
 }
 
 const std::byte* address_of(const py::object& tensor) {
-  return static_cast<const std::byte*>(PyLong_AsVoidPtr(call(tensor.ptr(), names().data_ptr).ptr()));
+  const void* address = PyLong_AsVoidPtr(call(tensor.ptr(), names().data_ptr).ptr());
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return static_cast<const std::byte*>(address);
 }
 
-bool is_plain(const py::object& gradient, const py::object& view) {
-  return attribute(gradient.ptr(), names().layout).is(attribute(view.ptr(), names().layout)) &&
-         attribute(gradient.ptr(), names().dtype).is(attribute(view.ptr(), names().dtype)) &&
+// Whether a gradient can be copied to its place as bytes. One that torch conjugates or negates as it reads cannot.
+bool is_plain(const py::object& gradient, const Slot& slot) {
+  return slot.contiguous && attribute(gradient.ptr(), names().layout).is(slot.layout) &&
+         attribute(gradient.ptr(), names().dtype).is(slot.dtype) &&
          call(gradient.ptr(), names().is_contiguous).is(py::bool_(true)) &&
-         call(view.ptr(), names().is_contiguous).is(py::bool_(true));
+         call(gradient.ptr(), names().is_neg).is(py::bool_(false)) &&
+         (!slot.complex || call(gradient.ptr(), names().is_conj).is(py::bool_(false)));
 }
 
 void copy(std::byte* place, const std::byte* data, std::size_t bytes) {
@@ -114,13 +128,27 @@ void complete(Slot& slot, py::object gradient) {
   slot.complete = true;
 }
 
+bool is_elsewhere(const Slot& slot) {
+  return !slot.view.is_none() && address_of(slot.view) != slot.place;
+}
+
+// Has the view show its place again, after somebody has assigned its `data`; what was assigned goes there if it is the
+// gradient.
+void bring_back(State& state, std::size_t number, const py::object& gradient) {
+  const py::object view = state.slots[number].view;
+  const py::object assigned = attribute(view.ptr(), names().data);
+  set_attribute(view.ptr(), names().data, state.slots[number].keeper);
+  if (gradient.is(view)) state.move(number, assigned, view);
+}
+
 // Brings a parameter's gradient to its place in the bucket, and makes that its gradient.
 void settle(State& state, std::size_t number, PyObject* parameter) {
   const py::object view = state.slots[number].view;
   py::object gradient = attribute(parameter, names().grad);
+  if (is_elsewhere(state.slots[number])) bring_back(state, number, gradient);
   if (view.is_none() || gradient.is_none()) return complete(state.slots[number], std::move(gradient));
   if (!gradient.is(view)) {
-    if (is_plain(gradient, view)) {
+    if (is_plain(gradient, state.slots[number])) {
       Slot& slot = state.slots[number];
       const std::byte* data = address_of(gradient);
       if (data != slot.place) {
@@ -139,12 +167,13 @@ void settle(State& state, std::size_t number, PyObject* parameter) {
 }
 
 void arrive(State& state, std::size_t number, PyObject* parameter) {
-  if (state.closed || state.slots[number].passes >= state.passes) state.unusual(number);
+  if (const Slot& slot = state.slots[number]; state.closed || slot.complete || slot.passes >= state.passes)
+    state.unusual(number);
   if (state.paused) return;
   Slot& slot = state.slots[number];
   if (++slot.passes < state.passes) return;
   settle(state, number, parameter);
-  Unit& unit = state.units[static_cast<std::size_t>(slot.unit)];
+  Unit& unit = state.units.at(static_cast<std::size_t>(slot.unit));
   if (unit.missing == 0 || --unit.missing > 0) return;
   bool all = true;
   for (const std::size_t member : unit.slots) all = all && state.slots[member].complete;
@@ -158,9 +187,9 @@ struct Hook {
   std::size_t number;
 };
 
-PyObject* call_hook(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject*) {
+PyObject* call_hook(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject* names) {
   auto* hook = reinterpret_cast<Hook*>(self);
-  if (PyVectorcall_NARGS(count) != 1) {
+  if (PyVectorcall_NARGS(count) != 1 || (names != nullptr && PyTuple_GET_SIZE(names) != 0)) {
     PyErr_SetString(PyExc_TypeError, "a gradient hook is called with its parameter");
     return nullptr;
   }
@@ -226,19 +255,32 @@ class Gradients {
   void arrange(const std::vector<std::vector<std::size_t>>& units, const py::list& views,
                std::pair<std::uintptr_t, std::uintptr_t> arena) {
     State& state = *state_;
-    std::tie(state.arena_begin, state.arena_end) = arena;
-    state.units.clear();
-    for (const auto& members : units) {
-      for (const std::size_t number : members) state.slots.at(number).unit = static_cast<int>(state.units.size());
-      state.units.push_back({members, 0});
-    }
-    for (std::size_t number = 0; number < state.slots.size(); ++number) {
-      Slot& slot = state.slots[number];
+    std::vector<int> unit_of(state.slots.size(), -1);
+    for (std::size_t unit = 0; unit < units.size(); ++unit)
+      for (const std::size_t number : units[unit])
+        if (std::exchange(unit_of.at(number), static_cast<int>(unit)) >= 0)
+          throw std::invalid_argument("a slot is in two units");
+    if (std::count(unit_of.begin(), unit_of.end(), -1) != 0) throw std::invalid_argument("a slot is in no unit");
+    if (views.size() != state.slots.size()) throw std::invalid_argument("there must be a view or None for each slot");
+    std::vector<Slot> slots(state.slots.size());
+    for (std::size_t number = 0; number < slots.size(); ++number) {
+      Slot& slot = slots[number];
+      slot.unit = unit_of[number];
+      slot.sent = py::none();
       slot.view = py::reinterpret_borrow<py::object>(views[number]);
       if (slot.view.is_none()) continue;
       slot.place = const_cast<std::byte*>(address_of(slot.view));
       slot.bytes = slot.view.attr("nbytes").cast<std::size_t>();
+      slot.keeper = slot.view.attr("data");
+      slot.layout = slot.view.attr("layout");
+      slot.dtype = slot.view.attr("dtype");
+      slot.contiguous = slot.view.attr("is_contiguous")().cast<bool>();
+      slot.complex = slot.view.attr("is_complex")().cast<bool>();
     }
+    state.slots.swap(slots);
+    std::tie(state.arena_begin, state.arena_end) = arena;
+    state.units.clear();
+    for (const auto& members : units) state.units.push_back({members, 0});
     clear();
   }
 
@@ -265,8 +307,9 @@ class Gradients {
   void fill(std::size_t unit, bool own) {
     const std::vector<std::size_t> members = state_->units.at(unit).slots;
     for (const std::size_t number : members) {
-      if (own) settle(*state_, number, parameters_[number].ptr());
+      if (own && !state_->slots[number].complete) settle(*state_, number, parameters_[number].ptr());
       Slot& slot = state_->slots[number];
+      if (!own && is_elsewhere(slot)) bring_back(*state_, number, py::none());
       if (!own || slot.sent.is_none()) std::memset(slot.place, 0, slot.bytes);
     }
   }
@@ -275,6 +318,7 @@ class Gradients {
   void deliver(std::size_t unit, const std::string& kinds) {
     const std::vector<std::size_t> members = state_->units.at(unit).slots;
     for (const std::size_t number : members) {
+      if (!state_->slots[number].sent.is_none()) continue;  // it is its place already
       PyObject* parameter = parameters_[number].ptr();
       if (kinds.at(number) != 0 && attribute(parameter, names().grad).is_none())
         set_attribute(parameter, names().grad, state_->slots[number].view);
@@ -295,7 +339,8 @@ class Gradients {
       const Slot& slot = state_->slots[number];
       if (!slot.complete) continue;
       const py::object gradient = attribute(parameters_[number].ptr(), names().grad);
-      if (!gradient.is(slot.sent) || (!gradient.is_none() && version_of(gradient) != slot.version))
+      if (!gradient.is(slot.sent) || (!gradient.is_none() && version_of(gradient) != slot.version) ||
+          (gradient.is(slot.view) && is_elsewhere(slot)))
         return static_cast<int>(number);
     }
     return -1;

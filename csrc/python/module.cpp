@@ -5,6 +5,7 @@
 #include "csrc/python/engine.h"
 #include "csrc/python/errors.h"
 #include "csrc/python/gradients.h"
+#include "csrc/python/guarded.h"
 #include "csrc/python/outside.h"
 #include "csrc/python/schedules.h"
 #include "csrc/python/settings.h"
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_core, module) {
   ringred::bind_engine(module);
   ringred::bind_updates(module);
   ringred::bind_gradients(module);
+  ringred::bind_guarded(module);
   ringred::bind_communicator(module);
   ringred::bind_outside(module);
 }

@@ -68,6 +68,8 @@ class Engine : Driven {
   std::byte* address(int rank, std::size_t offset) const {
     return setup_.bases[static_cast<std::size_t>(rank)] + offset;
   }
+  // How long a rank's segment is.
+  std::size_t length(int rank) const { return setup_.lengths[static_cast<std::size_t>(rank)]; }
 
   // Until the operation is done; throws its error. Throws `interrupted` if the hooks say so: it stays in flight.
   void wait(Operation& operation, WaitHooks& hooks);

@@ -49,6 +49,7 @@ from ringred.torch.builds import (
     rocm_built,
 )
 from ringred.torch.compression import Compression, Compressor
+from ringred.torch.fused_optimizers import FusedAdam, FusedAdamW, FusedSGD
 from ringred.torch.operations import (
     allgather,
     allgather_async,
@@ -97,6 +98,9 @@ __all__ = [
     "ProcessSet",
     "Product",
     "Sum",
+    "FusedAdam",
+    "FusedAdamW",
+    "FusedSGD",
     "SyncBatchNorm",
     "add_process_set",
     "allgather",

@@ -54,6 +54,11 @@ class BucketParcel:
         self._handle.wait()
 
     @property
+    def spans(self) -> list[tuple[float, float]]:
+        """After the end, when it began to move and when it ended, in seconds."""
+        return [self._handle.span] if hasattr(self._handle, "span") else []
+
+    @property
     def squares(self) -> float | None:
         """After the end, this rank's part of the sum of squares, where it was asked for."""
         return float(self._handle.squares) if self._measures else None

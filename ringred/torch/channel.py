@@ -16,6 +16,7 @@ from ringred.handles import Handle
 from ringred.objects import allgather_object
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, checked_set, global_process_set
+from ringred.replicas import check_replicas
 from ringred.torch.sparse import sparse_allreduce_async
 
 
@@ -57,6 +58,12 @@ class Channel(Protocol):
 
     def share(self, value: Any, name: str) -> list[Any]:
         """Return the values of all ranks, in rank order."""
+
+    def lateness(self) -> list[float]:
+        """For how long in all, in seconds, the others have waited for each rank."""
+
+    def check_replicas(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Raise on all ranks unless all hold the same bits."""
 
 
 class ArenaChannel(Channel, Protocol):
@@ -120,6 +127,14 @@ class EngineChannel:
             wire=wire or None,
             process_set=self._process_set,
         )
+
+    def lateness(self) -> list[float]:
+        """As the sequencer of the process set has counted it."""
+        return [seconds for _, seconds in world.engine().stragglers(self._process_set.group())]
+
+    def check_replicas(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Compare hashes."""
+        check_replicas(named, process_set=self._process_set)
 
     @property
     def arena(self) -> tuple[int, int]:

@@ -36,6 +36,7 @@ import torch
 from ringred import _core
 from ringred.errors import MismatchError, UsageError
 from ringred.ops import Op
+from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets
 from ringred.torch.hooks import attach
@@ -98,13 +99,18 @@ class GradientExchange:
         self._units = _first_units(self._slots, groups)
         self._groups = [list(group) for group in groups]
         units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
-        options = [f"sparse_as_dense={sparse_as_dense}", f"bucket_bytes={bucket_bytes}"]
+        options = [
+            f"sparse_as_dense={sparse_as_dense}",
+            f"bucket_bytes={bucket_bytes}",
+            f'overlap="{self._overlap.choice}"',
+        ]
         self._layout = [*describe(parameters), *units, *options]
         self._agreed = False  # whether all ranks have this layout
         self._arranged = False  # whether buckets have been made
         self._order: list[int] = []  # units in the order in which the first round found them ready
         self._kinds: bytes = b""  # of the gradients of the last round, by slot, over all ranks
         self._synchronized = False  # the round is over: gradients are averages
+        self._clock = StepClock(self._channel)
         self._measures = False  # averages are measured on the way, since they are clipped
         self._views: list[Any] = []
         receiver = weakref.ref(self)
@@ -158,42 +164,44 @@ class GradientExchange:
         self._clear()
         for unit, one in zip(self._units, squares, strict=True):
             unit.squares = one
-        self._gradients.complete_all()
+        if self._carrier.op != Op.Average:
+            self._gradients.complete_all()  # see _begin_after_synchronize
         self._kinds = bytes(kinds.values())
         self._set_synchronized(True)
 
     def clip(self, max_norm: float, weight: float | None = None) -> float:
         """Scale the averages down to a 2-norm of at most `max_norm`; returns the norm that they had. Collective."""
+        measured = not self._synchronized  # otherwise somebody may have changed the averages since
         self.synchronize(weight)
         gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
         with self._timed(), torch.no_grad():
-            norm = self._norm()
+            norm = self._norm(measured)
             if norm + 1e-6 > max_norm and gradients:
                 torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
         return norm
 
-    def _norm(self) -> float:
-        """The 2-norm of the averages: of buckets in later rounds as the reduction found it, otherwise by a pass."""
+    def _norm(self, measured: bool) -> float:
+        """The 2-norm of the averages; of buckets in later rounds as the reduction found it, if `measured` allows."""
         parts = 0.0
         whole = 0.0
         for unit in self._units:
-            if unit.squares is not None:
+            if measured and unit.squares is not None:
                 parts += unit.squares
-                continue
-            for slot in unit.slots:
-                if slot.parameter.grad is not None:
-                    values = slot.parameter.grad
-                    values = values.coalesce().values() if values.layout == torch.sparse_coo else values
-                    whole += float(torch.linalg.vector_norm(values, dtype=torch.float64).item()) ** 2
-        message = torch.tensor([parts, whole / self._channel.size], dtype=torch.float64)
+            else:
+                whole += sum(_squares_of(slot.parameter.grad) for slot in unit.slots)
+        message = torch.tensor([parts, whole, 1.0], dtype=torch.float64)
         self._channel.allreduce_([message], Op.Sum, "norm").wait()
         self._measures = True
-        return math.sqrt(sum(message.tolist()))
+        parts, whole, ranks = message.tolist()
+        if measured and ranks < self._channel.size:  # one that has joined does not tell what it found
+            return self._norm(measured=False)
+        return math.sqrt(parts + whole / ranks)
 
     def finish_step(self) -> None:
         """Open the next round, after the gradients have been used."""
         if self._synchronized and not self._arranged:
             self._arrange()
+        self._clock.end_step(self.communication_seconds)
         self._overlap.note_step(self._channel)
         self._clear()
         self._set_synchronized(False)
@@ -248,6 +256,12 @@ class GradientExchange:
                 "one more. Raise backward_passes_per_step, or wrap the extra passes in optimizer.no_sync(), or call "
                 "optimizer.zero_grad() (not model.zero_grad()) to drop a pass."
             )
+        else:
+            raise UsageError(
+                f"Parameter {slot.name!r} got a gradient after its bucket had been sent without one, since it was "
+                "frozen then. Unfreeze parameters before the first backward pass of a step, or build the optimizer "
+                'with overlap="off".'
+            )
 
     def _begin_after_synchronize(self, slot: Slot) -> None:
         # The average of (average + own) is average + average of own: right. The sum of (sum + own) counts the first n
@@ -293,6 +307,7 @@ class GradientExchange:
             check_agreement(
                 self._channel.share, self._channel.ranks, "The parameters of a DistributedOptimizer", self._layout
             )
+            self._channel.check_replicas([(slot.name, slot.parameter.detach()) for slot in self._slots])
             self._agreed = True
 
     def _arrange(self) -> None:
@@ -354,7 +369,7 @@ class GradientExchange:
     def _intent_of(self, weight: float | None) -> tuple[int, float]:
         if weight is None:
             return STEPS, 1.0
-        if self._carrier.op != Op.Average or any(unit.parcel is not None for unit in self._units):
+        if self._carrier.op != Op.Average or self._overlap.choice != "off":
             raise UsageError(
                 "Gradients have weights in an average that is taken inside step(): build the optimizer with op=Average "
                 'and overlap="off" (or fused=True) to use step(weight=...).'
@@ -362,6 +377,7 @@ class GradientExchange:
         if weight == 0:  # of no samples: their mean may well be nan
             for slot in self._slots:
                 slot.parameter.grad = None
+            self._gradients.complete_all()
         return WEIGHS, weight
 
     def _weigh(self, weight: float) -> None:
@@ -380,7 +396,7 @@ class GradientExchange:
         """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
         self._agree_on_layout()
         kinds, intents = self._exchange_flags(intent)
-        if set(intents) == {WEIGHS}:
+        if set(intents) - {0} == {WEIGHS}:
             self._weigh(weight)
         for unit in self._units:
             if unit.parcel is None and any(kinds[slot.index] != NONE for slot in unit.slots):
@@ -422,6 +438,8 @@ class GradientExchange:
             try:
                 if unit.parcel is not None:
                     unit.parcel.wait()
+                    for span in unit.parcel.spans:
+                        self._clock.note_span(*span)
             except Exception as error:
                 errors.append(error)
         if errors:
@@ -469,6 +487,14 @@ def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
 def _unclaim(views: Sequence[Any]) -> None:
     for view in views:
         delattr(view, CLAIM)
+
+
+def _squares_of(gradient: torch.Tensor | None) -> float:
+    if gradient is None:
+        return 0.0
+    values = gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64).item()) ** 2
 
 
 def _make_dense(parameter: torch.Tensor) -> None:

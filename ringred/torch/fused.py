@@ -14,9 +14,10 @@ The idea of a state that is spread over the ranks is that of ZeRO (Rajbhandari e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -26,6 +27,7 @@ from ringred.ops import Op
 from ringred.torch.agreement import NamedTensor
 from ringred.torch.buckets import Bucket, view_of
 from ringred.torch.channel import EngineChannel
+from ringred.torch.parameter_memory import OwnMemory, SharedMemory
 
 RULES: dict[type[Optimizer], str] = {SGD: "SGD", Adam: "Adam", AdamW: "AdamW"}
 
@@ -41,10 +43,16 @@ class FlatGroup:
         channel: the ranks.
         rule: "SGD", "Adam" or "AdamW".
         number: of this group among those of the optimizer.
+        share: keep one copy of the parameters for all ranks.
     """
 
     def __init__(
-        self, members: Sequence[tuple[int, str, torch.Tensor]], channel: EngineChannel, rule: str, number: int
+        self,
+        members: Sequence[tuple[int, str, torch.Tensor]],
+        channel: EngineChannel,
+        rule: str,
+        number: int,
+        share: bool,
     ) -> None:
         self.indices = [index for index, _, _ in members]
         self.parameters = [parameter for _, _, parameter in members]
@@ -60,21 +68,34 @@ class FlatGroup:
         size = self.parameters[0].element_size()
         self.owned = _core.owned_parts(self.count, size, channel.size, channel.rank)
         self.states: list[torch.Tensor | None] = [None, None, None]
-        self._places: list[tuple[int, int]] | None = None
         self._plan: _core.UpdatePlan | None = None
-        self._block = channel.allocate(max(self.count, 1) * size)
+        memory = SharedMemory if share else OwnMemory
+        self.memory = memory(channel, max(self.count, 1) * size, self.name)
         self._views = [
-            view_of(self._block, begin, one) for begin, one in zip(self.offsets, self.parameters, strict=True)
+            view_of(self.memory.block, begin, one) for begin, one in zip(self.offsets, self.parameters, strict=True)
         ]
+        self._addresses = [view.data_ptr() for view in self._views]
+        self._move_parameters(size)
+
+    def _move_parameters(self, size: int) -> None:
+        places = [begin * size for begin in self.offsets]
         with torch.no_grad():
+            self.memory.fill(
+                (begin, _bytes_of(parameter, view))
+                for begin, parameter, view in zip(places, self.parameters, self._views, strict=True)
+            )
             for parameter, view in zip(self.parameters, self._views, strict=True):
-                view.copy_(parameter)
                 parameter.data = view
+        if isinstance(self.memory, SharedMemory):
+            ends = [begin + parameter.nbytes for begin, parameter in zip(places, self.parameters, strict=True)]
+            self.memory.name_ranges(list(zip(places, ends, self._names, strict=True)))
 
     def check_in_place(self) -> None:
         """Raise a usage error if a parameter has been given other memory."""
-        for name, parameter, view in zip(self._names, self.parameters, self._views, strict=True):
-            if parameter.data_ptr() != view.data_ptr() or parameter.shape != view.shape:
+        if [parameter.data_ptr() for parameter in self.parameters] == self._addresses:
+            return
+        for name, parameter, address in zip(self._names, self.parameters, self._addresses, strict=True):
+            if parameter.data_ptr() != address:
                 raise UsageError(
                     f"With fused=True parameters stay where the optimizer has put them: {name!r} has other memory "
                     "now (it was resized, cast, moved, or its .data was assigned). Build the optimizer after such "
@@ -91,18 +112,16 @@ class FlatGroup:
         self, op: Op, stretches: Sequence[tuple[int, int, int]], rates: Sequence[dict[str, Any]], **options: Any
     ) -> _core.Operation:
         """Start a step, or the norm of one."""
-        if self._places is None:
-            offset = self._channel.engine.offset_of(self._block)
-            offsets: list[int] = self._channel.share(offset, f"{self.name}.offset")
-            self._places = list(zip(self._channel.ranks, offsets, strict=True))
+        places = self.memory.places
         if self._plan is None:
-            self._plan = _core.UpdatePlan(self._channel.engine, self._rule, self._places, self.states)
+            self._plan = _core.UpdatePlan(self._channel.engine, self._rule, places, self.states)
         return self._channel.update(self.name, self.gradients.flat, op, self._plan, stretches, rates, **options)
 
     def gather(self, number: int) -> list[torch.Tensor] | None:
         """State number 0, 1 or 2 of each parameter, whole: a collective. None if there is no such state."""
         own = self.states[number]
-        if own is None:
+        # A step that failed may have made one on some ranks.
+        if not all(self._channel.share(own is not None, f"{self.name}.has.{number}")) or own is None:
             return None
         flat = torch.empty(self.count, dtype=self.dtype)
         parts: list[torch.Tensor] = self._channel.gather(own, f"{self.name}.state.{number}")
@@ -132,6 +151,14 @@ class FlatGroup:
             at += end - begin
 
 
+class _Stretches(NamedTuple):
+    """Which elements of a FlatGroup step, with which rates."""
+
+    kinds: bytes  # of the gradients for which this holds
+    places: list[tuple[int, int, int]]  # (begin, end, number of the rates)
+    representatives: list[int]  # by number of the rates, the place of a parameter that has them
+
+
 class FusedStep:
     """The fused step of one torch optimizer.
 
@@ -141,25 +168,37 @@ class FusedStep:
         channel: the ranks.
         op: Average or Sum.
         keep_gradients: whether the averages replace the parameters' own gradients.
+        share_parameters: keep one copy of the parameters for all ranks; construction is a collective then.
     """
 
     def __init__(
-        self, optimizer: Optimizer, named: Sequence[NamedTensor], channel: EngineChannel, op: Op, keep_gradients: bool
+        self,
+        optimizer: Optimizer,
+        named: Sequence[NamedTensor],
+        channel: EngineChannel,
+        op: Op,
+        keep_gradients: bool,
+        share_parameters: bool,
     ) -> None:
+        self.note_span: Callable[[float, float], None] = lambda begin, end: None  # is told when data moved
         self._optimizer = optimizer
         self._rule = check_optimizer(optimizer)
         self._op = op
-        self._keep_gradients = keep_gradients
+        self.keeps_gradients = keep_gradients
         self._channel = channel
         by_dtype: dict[torch.dtype, list[tuple[int, str, torch.Tensor]]] = {}
         for index, (name, parameter) in enumerate(named):
             _check_parameter(name, parameter)
             by_dtype.setdefault(parameter.dtype, []).append((index, name, parameter))
+        if share_parameters:  # only the first rank's will be left
+            channel.check_replicas([(name, parameter.detach()) for name, parameter in named])
         self.groups = [
-            FlatGroup(members, channel, self._rule, number) for number, members in enumerate(by_dtype.values())
+            FlatGroup(members, channel, self._rule, number, share_parameters)
+            for number, members in enumerate(by_dtype.values())
         ]
         self.steps = [0] * len(named)  # that each parameter has made
         self._started = [False] * len(named)  # whether its momentum buffer holds something
+        self._known: dict[str, _Stretches] = {}
         self._group_of = {
             id(parameter): number
             for number, group in enumerate(optimizer.param_groups)
@@ -175,10 +214,11 @@ class FusedStep:
         """The 2-norm of the reduced gradients of the parameters whose kind is not 0. Collective."""
         squares = 0.0
         for group in self.groups:
-            stretches, _ = self._stretches(group, kinds)
-            if stretches:
-                operation = group.submit(self._op, stretches, [{}], measures=True)
+            places = [(begin, end, 0) for begin, end, _ in self._stretches(group, kinds).places]
+            if places:
+                operation = group.submit(self._op, places, [{}], measures=True)
                 operation.wait()
+                self.note_span(*operation.span)
                 squares += operation.squares
         total = torch.tensor([squares], dtype=torch.float64)
         self._channel.allreduce_([total], Op.Sum, "norm").wait()
@@ -186,56 +226,74 @@ class FusedStep:
 
     def step(self, kinds: bytes, factor: float) -> None:
         """Update the parameters whose kind is not 0 with their reduced gradients times `factor`. Collective."""
-        for group in self.groups:
-            stretches, rates = self._stretches(group, kinds, advance=True)
-            if stretches:
-                options = {"factor": factor, "keeps_gradients": self._keep_gradients}
-                group.submit(self._op, stretches, rates, **options).wait()
-        for index, kind in enumerate(kinds):
-            if kind:
-                self.steps[index] += 1
+        stretches = [self._stretches(group, kinds) for group in self.groups]
+        rates = [
+            [self._rates(group, place) for place in one.representatives]
+            for group, one in zip(self.groups, stretches, strict=True)
+        ]
+        for number, (group, one) in enumerate(zip(self.groups, stretches, strict=True)):
+            if one.places:
+                # The first operation compares the rates of all groups: where they differ, no group steps.
+                all_rates = [rate for others in rates[number:] for rate in others]
+                options = {"factor": factor, "keeps_gradients": self.keeps_gradients}
+                operation = group.submit(self._op, one.places, all_rates, **options)
+                operation.wait()
+                self.note_span(*operation.span)
+            if self._rule == "SGD":
+                self._start_momentum(group, kinds)
+        self.steps = [steps + (kind != 0) for steps, kind in zip(self.steps, kinds, strict=True)]
 
-    def _stretches(
-        self, group: FlatGroup, kinds: bytes, advance: bool = False
-    ) -> tuple[list[tuple[int, int, int]], list[dict[str, Any]]]:
-        """Where parameters step, neighbours with the same rates together, and the rates. Without `advance` one rate."""
-        stretches: list[tuple[int, int, int]] = []
-        rates: list[dict[str, Any]] = []
+    def _stretches(self, group: FlatGroup, kinds: bytes) -> _Stretches:
+        """Where parameters of the group step that have a gradient: neighbours with the same rates together.
+
+        It stays as it is from step to step, unless other parameters have gradients or momentum buffers are begun.
+        """
+        known = self._known.get(group.name)
+        if known is not None and known.kinds == kinds:
+            return known
+        places: list[tuple[int, int, int]] = []
+        representatives: list[int] = []
         numbers: dict[tuple[int, int, bool], int] = {}
         ends = [*group.offsets[1:], group.count]
         for place, (index, begin, end) in enumerate(zip(group.indices, group.offsets, ends, strict=True)):
             if not kinds[index] or begin == end:
                 continue
-            number = 0
-            if advance:
-                owner = self._group_of[id(group.parameters[place])]
-                key = (owner, self.steps[index], self._started[index])
-                if key not in numbers:
-                    numbers[key] = len(rates)
-                    rates.append(self._rates(group, *key))
-                number = numbers[key]
-                self._started[index] |= rates[number].get("momentum", 0.0) != 0
-            if stretches and stretches[-1][1:] == (begin, number):
-                begin = stretches.pop()[0]
-            stretches.append((begin, end, number))
-        return stretches, rates
+            key = (self._group_of[id(group.parameters[place])], self.steps[index], self._started[index])
+            if key not in numbers:
+                numbers[key] = len(representatives)
+                representatives.append(place)
+            number = numbers[key]
+            if places and places[-1][1:] == (begin, number):
+                begin = places.pop()[0]
+            places.append((begin, end, number))
+        known = self._known[group.name] = _Stretches(kinds, places, representatives)
+        return known
 
-    def _rates(self, group: FlatGroup, owner: int, steps: int, started: bool) -> dict[str, Any]:
-        options = self._optimizer.param_groups[owner]
+    def _start_momentum(self, group: FlatGroup, kinds: bytes) -> None:
+        for index, parameter in zip(group.indices, group.parameters, strict=True):
+            owner = self._group_of[id(parameter)]
+            if kinds[index] and not self._started[index] and self._optimizer.param_groups[owner]["momentum"] != 0:
+                self._started[index] = True
+                self._known.pop(group.name, None)
+
+    def _rates(self, group: FlatGroup, place: int) -> dict[str, Any]:
+        """The rates of this step for the parameter at a place of the group. Makes the state that they need."""
+        index = group.indices[place]
+        options = self._optimizer.param_groups[self._group_of[id(group.parameters[place])]]
         rates = {"lr": float(options["lr"]), "weight_decay": float(options["weight_decay"])}
         rates["maximize"] = bool(options["maximize"])
         if self._rule == "SGD":
             rates["momentum"] = float(options["momentum"])
             rates["dampening"] = float(options["dampening"])
             rates["nesterov"] = bool(options["nesterov"])
-            rates["first"] = not started
+            rates["first"] = not self._started[index]
             if rates["momentum"] != 0:
                 group.need(0)
             return rates
         rates["beta1"], rates["beta2"] = (float(beta) for beta in options["betas"])
         rates["eps"] = float(options["eps"])
         rates["amsgrad"] = bool(options["amsgrad"])
-        rates["step"] = float(steps + 1)
+        rates["step"] = float(self.steps[index] + 1)
         for number in range(3 if rates["amsgrad"] else 2):
             group.need(number)
         return rates
@@ -266,12 +324,21 @@ class FusedStep:
             states = [self._optimizer.state.get(parameter, {}) for parameter in group.parameters]
             for number, key in enumerate(STATES[self._rule]):
                 values = {place: state[key] for place, state in enumerate(states) if state.get(key) is not None}
-                if values:
+                if values or group.states[number] is not None:
                     group.scatter(number, values)
             for index, state in zip(group.indices, states, strict=True):
                 self.steps[index] = int(state.get("step", 0))
                 self._started[index] = state.get("momentum_buffer") is not None
         self._optimizer.state.clear()
+        self._known.clear()
+
+
+def _bytes_of(tensor: torch.Tensor, view: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The elements of a tensor in the memory format of a view, as bytes."""
+    dense = torch.empty_strided(view.shape, view.stride(), dtype=view.dtype)
+    dense.copy_(tensor)
+    flat = dense.as_strided((dense.numel(),), (1,))
+    return flat.view(torch.uint8).numpy()
 
 
 def check_optimizer(optimizer: Optimizer) -> str:

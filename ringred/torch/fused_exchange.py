@@ -33,6 +33,7 @@ class FusedExchange(GradientExchange):
         indices = [group.indices for group in fused.groups]
         super().__init__(parameters, indices, carrier, passes, True, Overlap("off"), bucket_bytes=0)
         self.fused = fused
+        fused.note_span = self._clock.note_span
         self._factor = 1.0  # for the averages of this round
         self._finished = False  # flags have been exchanged, gradients are in their places
         self._unscaled = False  # a GradScaler may have written gradients
@@ -44,6 +45,7 @@ class FusedExchange(GradientExchange):
                 setattr(view, CLAIM, True)
                 views[index] = view
                 self._views.append(view)
+        self._places = views  # by slot
         self._gradients.arrange([group.indices for group in fused.groups], views, fused.groups[0].arena)
 
     def step(self, weight: float | None = None) -> None:
@@ -51,14 +53,17 @@ class FusedExchange(GradientExchange):
         self._prepare(weight)
         with self._timed():
             self.fused.step(self._kinds, self._factor)
+        if self.fused.keeps_gradients:
+            for number in range(len(self._units)):
+                self._gradients.deliver(number, self._kinds)
         self.finish_step()
 
     def clip(self, max_norm: float, weight: float | None = None) -> float:
         """Have the averages scaled down to a 2-norm of at most `max_norm` in this round's step; returns their norm."""
         self._prepare(weight)
         with self._timed():
-            norm = self.fused.measure(self._kinds)
-        self._factor = min(1.0, max_norm / (norm + 1e-6))
+            norm = self.fused.measure(self._kinds) * self._factor
+        self._factor *= min(1.0, max_norm / (norm + 1e-6))
         return norm
 
     def synchronize(self, weight: float | None = None) -> None:
@@ -73,26 +78,53 @@ class FusedExchange(GradientExchange):
         for number in range(len(self._units)):
             self._gradients.fill(number, True)
         finite = all(_is_finite(group.gradients.flat) for group in self.fused.groups)
-        flag = torch.tensor([not finite], dtype=torch.uint8)
+        own = [slot.parameter.grad is not None and slot.parameter.numel() > 0 for slot in self._slots]
+        flags = torch.tensor([*own, not finite], dtype=torch.uint8)
         with self._timed():
-            self._channel.allreduce_([flag], Op.Max, "overflow").wait()
-        if finite and flag.item():
-            for slot in self._slots:
-                if slot.parameter.grad is not None:
-                    slot.parameter.grad.view(-1)[:1] = float("inf")
-                    break
+            self._channel.allreduce_([flags], Op.Max, "overflow").wait()
+        *anywhere, overflows = flags.tolist()
+        if any(anywhere) and not any(own):  # a scaler refuses to step without gradients: zeros add nothing
+            index = anywhere.index(1)
+            self._slots[index].parameter.grad = self._places[index]
+            self._gradients.complete(index)
+            own[index] = True
+        if finite and overflows:
+            gradient = self._slots[own.index(True)].parameter.grad
+            assert gradient is not None
+            gradient[(0,) * gradient.dim()] = float("inf")
         self._unscaled = True  # from now on the scaler may write them
 
     def _prepare(self, weight: float | None) -> None:
         if self._finished:
             return
         self.fused.check_in_place()
-        if not self._unscaled:
+        if self._unscaled:
+            self._settle_again()
+        else:
             self._check_unchanged()
-        with self._timed():
-            kinds = self._finish(*self._intent_of(weight))
+        try:
+            with self._timed():
+                kinds = self._finish(*self._intent_of(weight))
+        except UsageError:  # on all ranks: weights that add up to 0
+            self._clear()
+            raise
         self._kinds = bytes(kinds.values())
         self._finished = True
+
+    def _settle_again(self) -> None:
+        """Bring gradients to their places that were replaced since a GradScaler has looked at them."""
+        with torch.no_grad():
+            for slot, place in zip(self._slots, self._places, strict=True):
+                gradient = slot.parameter.grad
+                if gradient is place:
+                    continue
+                assert place is not None
+                if gradient is None:
+                    place.zero_()
+                else:
+                    place.copy_(gradient)
+                    slot.parameter.grad = place
+                self._gradients.complete(slot.index)
 
     def _clear(self) -> None:
         super()._clear()

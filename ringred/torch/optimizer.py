@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,8 +74,11 @@ class DistributedOptimizer(ComposedOptimizer):
             for all ranks. For SGD, Adam and AdamW of torch, float32 and float64, without compression. Gradients stay
             this rank's own; parameters move into the shared arena. `state_dict()` is a collective then.
         keep_gradients: with fused, step() leaves the averages in the gradients.
+        share_parameters: with fused, keep one copy of the parameters for all ranks of the node. They are read-only
+            outside of step() and writable(): a stray write ends the process, after a text that names the parameter.
+            Construction is a collective then; broadcast parameters before.
         overlap: "on" or "off": whether gradients travel during the backward pass or after it; "auto" measures both
-            over the first 21 steps (RINGRED_OVERLAP, where set, is the default).
+            over the first 15 steps (RINGRED_OVERLAP, where set, is the default).
         bucket_bytes: gradients are gathered in buckets of this size; 0 leaves each where autograd put it.
         channel: how to reach the other ranks, in place of `process_set`; for tests.
 
@@ -99,6 +102,7 @@ class DistributedOptimizer(ComposedOptimizer):
         *,
         fused: bool = False,
         keep_gradients: bool = False,
+        share_parameters: bool = False,
         overlap: str | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         channel: Channel | None = None,
@@ -133,6 +137,9 @@ class DistributedOptimizer(ComposedOptimizer):
         self._bucket_bytes = bucket_bytes
         self._fused = bool(fused)
         self._keep_gradients = bool(keep_gradients)
+        self._share_parameters = bool(share_parameters)
+        if (keep_gradients or share_parameters) and not fused:
+            raise UsageError("keep_gradients and share_parameters go with fused=True.")
         self._channel: Channel = EngineChannel(process_set) if channel is None else channel
         if self._fused:
             self._check_fused()
@@ -227,6 +234,18 @@ class DistributedOptimizer(ComposedOptimizer):
             parameters = [parameter for group in self._inner.param_groups for parameter in group["params"]]
             return torch.nn.utils.clip_grad_norm_(parameters, max_norm).double()
         return torch.tensor(self._exchange.clip(max_norm, weight), dtype=torch.float64)
+
+    @contextmanager
+    def writable(self) -> Iterator[None]:
+        """Return a context in which this rank may write to parameters that are shared (share_parameters=True).
+
+        What one rank writes is there for all: let one write, or all the same, and put a barrier before the next use.
+        """
+        groups = self._exchange.fused.groups if isinstance(self._exchange, FusedExchange) else []
+        with ExitStack() as stack:
+            for group in groups:
+                stack.enter_context(group.memory.writable())
+            yield
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -369,7 +388,7 @@ class DistributedOptimizer(ComposedOptimizer):
         carrier = Carrier(self._channel, self._op, self._predivide_factor, self._compression)
         if self._fused:
             assert isinstance(self._channel, EngineChannel)
-            step = FusedStep(self._inner, named, self._channel, self._op, self._keep_gradients)
+            step = FusedStep(self._inner, named, self._channel, self._op, self._keep_gradients, self._share_parameters)
             return FusedExchange(named, carrier, self._passes, step), None
         groups = form_groups(named, self._groups)
         exchange = GradientExchange(

@@ -18,7 +18,7 @@ from ringred.torch.channel import Channel
 CHOICES = ("auto", "on", "off")
 SKIPPED = 3
 """Steps before the measurement, in which everything is set up."""
-BLOCK, BLOCKS = 3, 6
+BLOCK, BLOCKS = 3, 4
 """Steps are tried in blocks that alternate between the two ways; the first step of a block does not count."""
 
 
@@ -26,7 +26,7 @@ class Overlap:
     """One optimizer's choice. All ranks make the same one, since they choose by the sum of their times.
 
     Args:
-        choice: "on", "off", or "auto": measured over 18 steps at the start.
+        choice: "on", "off", or "auto": measured over 12 steps at the start.
 
     Raises:
         UsageError: it is none of these.
@@ -35,6 +35,7 @@ class Overlap:
     def __init__(self, choice: str = "auto") -> None:
         if choice not in CHOICES:
             raise UsageError(f"overlap must be one of {', '.join(map(repr, CHOICES))}: it is {choice!r}.")
+        self.choice = choice
         self.now = choice != "off"
         self._measures = choice == "auto"
         self._steps = 0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ringred.errors import UsageError
+from ringred.handles import OperationHandle
 from ringred.ops import Op
 from ringred.torch.channel import Channel, Waitable
 from ringred.torch.compression import Compression, wire_of
@@ -97,6 +98,12 @@ class Parcel:
         self._claimed.clear()
 
     squares = None  # see BucketParcel
+
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """After the end, when its operations began to move and when they ended, in seconds."""
+        handles = [self._handle, *(handle for _, handle in self._sparse)]
+        return [handle.span for handle in handles if isinstance(handle, OperationHandle)]
 
     def wait(self) -> None:
         """Return when everything has come back; raise the first error."""

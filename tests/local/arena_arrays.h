@@ -1,6 +1,7 @@
 // Arrays in the arenas of ranks that are threads, and what serial arithmetic makes of them.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -19,11 +20,16 @@ namespace ringred::check {
 
 using Bytes = std::vector<std::byte>;
 
-// Numbers whose sums depend on their order, where they are rounded.
+inline bool same(const Bytes& left, const Bytes& right) {
+  return left.size() == right.size() && (left.empty() || std::memcmp(left.data(), right.data(), left.size()) == 0);
+}
+
+// Numbers whose sums depend on their order, where they are rounded. They repeat, but not from part to part.
 inline Bytes numbers_of(DType dtype, std::size_t count, std::uint64_t seed) {
+  constexpr std::size_t period = 10007;
   const std::size_t bytes = info(dtype).size;
   Bytes numbers(count * bytes);
-  for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t i = 0; i < std::min(count, period); ++i) {
     const std::uint64_t bits = mix(mix(seed + 1, i), seed);
     const double real = static_cast<double>(static_cast<std::int64_t>(bits)) * 0x1p-63 / (1 << (bits >> 8) % 8);
     const auto single = static_cast<float>(real);
@@ -34,6 +40,8 @@ inline Bytes numbers_of(DType dtype, std::size_t count, std::uint64_t seed) {
     if (dtype == DType::bf16) from = reinterpret_cast<const std::byte*>(&single) + 2;
     std::memcpy(numbers.data() + i * bytes, from, bytes);
   }
+  for (std::size_t done = period; done < count; done *= 2)
+    std::memcpy(numbers.data() + done * bytes, numbers.data(), std::min(done, count - done) * bytes);
   return numbers;
 }
 

@@ -92,15 +92,15 @@ struct States {
   }
 
   bool hold(const Bytes& whole, std::size_t k) const {
-    bool same = true;
+    bool equal = true;
     for (std::size_t owner = 0; owner < kept.size(); ++owner)
       for (std::size_t turn = 0; turn < parts.turns(); ++turn) {
         const Parts::Part part = parts.of(turn, owner);
         if (part.begin < part.end)
-          same = same && std::memcmp(kept[owner][k].data() + part.before * bytes, whole.data() + part.begin * bytes,
-                                     (part.end - part.begin) * bytes) == 0;
+          equal = equal && std::memcmp(kept[owner][k].data() + part.before * bytes, whole.data() + part.begin * bytes,
+                                       (part.end - part.begin) * bytes) == 0;
       }
-    return same;
+    return equal;
   }
 
   const Parts parts;
@@ -140,8 +140,8 @@ inline void check_training(Engines& engines, const Training& training, Update up
     serial.step(update, op, gradients.before);
     for (int rank = 0; rank < size; ++rank) {
       const auto place = static_cast<std::size_t>(rank);
-      CHECK(parameters.now(rank) == (shares && rank > 0 ? parameters.before[place] : serial.parameters));
-      CHECK(gradients.now(rank) == serial.gradients[place]);
+      CHECK(same(parameters.now(rank), shares && rank > 0 ? parameters.before[place] : serial.parameters));
+      CHECK(same(gradients.now(rank), serial.gradients[place]));
     }
     for (std::size_t k = 0; k < (update.rule == Rule::sgd ? 1 : 3); ++k) CHECK(states.hold(serial.states[k], k));
   }

@@ -84,6 +84,12 @@ class Echo:
         self.calls.append(f"sparse {name}")
         return Done((tensor if op == rr.Average else tensor * self.size).coalesce())
 
+    def lateness(self) -> list[float]:
+        return [0.0] * self.size
+
+    def check_replicas(self, named: object) -> None:
+        """They hold what this one holds."""
+
     def share(self, value: object, name: str) -> list[object]:
         self.calls.append("layout")
         return [value, *[self.layout_of_others(value)] * (self.size - 1)]
