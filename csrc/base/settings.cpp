@@ -11,7 +11,7 @@
 namespace ringred {
 namespace {
 
-constexpr std::array<SettingInfo, 17> table{{
+constexpr std::array<SettingInfo, 18> table{{
     {"RINGRED_TIMEOUT_SECONDS", "1800", true, "How long a rank waits for a peer before it raises; 0 waits for ever."},
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
@@ -33,6 +33,8 @@ constexpr std::array<SettingInfo, 17> table{{
     {"RINGRED_NODE", "", false, "A name for this rank's node, to set ranks of one machine apart by hand."},
     {"RINGRED_BOOTSTRAP", "auto", true,
      "How ranks meet: mpi, store (torchrun), single, or auto (what the launcher says)."},
+    {"RINGRED_OVERLAP", "auto", false,
+     "Whether a DistributedOptimizer sends gradients during the backward pass: on, off, or auto (measured)."},
     {"RINGRED_TIMELINE", "", false,
      "A file into which all ranks write a Chrome trace of their operations, from init() on; for ui.perfetto.dev."},
     {"RINGRED_FLIGHT_RECORDER", "", false,

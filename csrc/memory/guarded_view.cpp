@@ -66,6 +66,7 @@ std::atomic<GuardSlot*> slots{nullptr};
 std::atomic<int> readers{0};                       // handlers that hold a guard
 std::atomic<const Action*> found_before{nullptr};  // the action that ours took the place of
 std::atomic<pid_t> speaker{0};                     // the thread that told of its write
+std::atomic<bool> given_up{false};                 // the other action is back, for good: the process is about to end
 
 // What views change. Never destroyed: a view may be the last thing that a process destroys. No lock is held at a fork
 // by a thread that holds Python's GIL, and others do not fork here.
@@ -127,7 +128,7 @@ bool tell_if_guarded(const std::byte* address) {
     found = guard != nullptr && guard->begin <= address && address < guard->end;
     if (!found) continue;
     take_turn();
-    tell(*guard, address);
+    if (!given_up.load()) tell(*guard, address);
   }
   readers.fetch_sub(1);
   return found;
@@ -170,6 +171,7 @@ void call_previous(int signal, siginfo_t* information, void* context, bool told)
   }
   if (sent && previous.sa_handler == SIG_IGN) return;
   if (told && !sent) sleep_for(200);  // another thread may be writing its stacks: see faulthandler in the header
+  given_up.store(true);
   sigaction(signal, &previous, nullptr);
   if (sent) raise(signal);  // it comes when this handler returns
 }
@@ -185,6 +187,7 @@ void on_fault(int signal, siginfo_t* information, void* context) {
 // Puts the handler in place, and back where somebody removed it. One that was put over ours calls ours: if ours went
 // over that one in turn, they would call each other for ever.
 void install() {
+  if (given_up.load() || speaker.load() != 0) return;  // the process is about to end
   const std::lock_guard lock(state().mutex);
   Action current{};
   sigaction(SIGSEGV, nullptr, &current);
@@ -200,6 +203,7 @@ void install() {
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigemptyset(&ours.sa_mask);
   sigaction(SIGSEGV, &ours, nullptr);
+  if (given_up.load()) sigaction(SIGSEGV, &current, nullptr);  // meanwhile: it must not come back
 }
 
 GuardSlot* take_slot(std::unique_ptr<const Guard> guard) {

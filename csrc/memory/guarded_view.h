@@ -8,14 +8,14 @@
 // Limits: a system call that is told to write here, such as read(2), does not fault; it fails with EFAULT.
 //
 // Other handlers of SIGSEGV: ours is installed with the first view and stays. It calls the one that it found, whatever
-// the fault, so that one works as before. Python's faulthandler:
+// the fault, so that one works as before; if that is the default, the default is put back, and the process ends.
+// Python's faulthandler:
 //   - enabled before the first view: our text comes first, then its stacks.
 //   - enabled after it: its handler is called first. It writes the stacks, puts ours back and raises the signal once
 //     more, without an address; ours takes the address from what the system keeps of the thread's last fault, and the
 //     text comes after the stacks.
 //   - disabled after it, if it was enabled before: it puts back what it had found, and ours is gone until the next
-//   view,
-//     protect() or unprotect().
+//     view, protect() or unprotect().
 #pragma once
 
 #include <cstddef>

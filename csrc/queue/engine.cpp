@@ -97,6 +97,11 @@ void Engine::check_direct(const Request& request) const {
   if (!alone || request.wire || request.prescale != 1 || request.postscale != 1)
     fail_usage("What is reduced in place is one array, neither scaled nor cast.");
   const Tensor& tensor = request.tensors.front();
+  if (request.norm || request.update) {
+    if (request.op != Op::sum && request.op != Op::average)
+      fail_usage("A norm or an update takes Sum or Average: op is " + std::string(name_of(request.op)) + ".");
+    static_cast<void>(norm_kernel(instruction_set_, tensor.dtype));  // throws for dtypes that have none
+  }
   static_cast<void>(offset_of(tensor.input, tensor.count() * info(tensor.dtype).size));
 }
 

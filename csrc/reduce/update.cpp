@@ -12,8 +12,8 @@ namespace {
 std::size_t row_of(DType dtype) {
   if (dtype == DType::f32) return 0;
   if (dtype == DType::f64) return 1;
-  fail_usage("The parameters of a fused optimizer step must be float32 or float64: the dtype is " +
-             std::string(info(dtype).name) + ". Convert them, or step with torch's optimizer.");
+  fail_usage("Norms and fused optimizer steps take float32 or float64: the dtype is " + std::string(info(dtype).name) +
+             ". Convert the parameters, or step with torch's optimizer.");
 }
 
 }  // namespace

@@ -12,9 +12,7 @@ For plain SGD it is the same as combining gradients. The wrapped optimizer's sta
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,13 +20,14 @@ import torch
 from ringred.ops import Op
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.channel import Channel
+from ringred.torch.stopwatch import Stopwatch
 
 
 class DeltaExchange:
     """Combines what the wrapped optimizer did to `parameters` on each rank."""
 
     def __init__(self, parameters: Sequence[NamedTensor], channel: Channel, compression: Any) -> None:
-        self.communication_seconds = 0.0
+        self.stopwatch = Stopwatch()  # of this rank's waits for the others
         floats = [(name, parameter) for name, parameter in parameters if parameter.is_floating_point()]
         self._originals = [parameter for _, parameter in floats]
         self._parameters = [parameter.detach() for parameter in self._originals]
@@ -49,7 +48,7 @@ class DeltaExchange:
         pairs = zip(self._parameters, before, strict=True)
         packed = [self._compression.compress((parameter - old).contiguous()) for parameter, old in pairs]
         messages = [message.contiguous() for message, _ in packed]
-        with self._timed():
+        with self.stopwatch.running():
             self._channel.allreduce_(messages, Op.Adasum, "deltas").wait()
         for index, parameter in enumerate(self._parameters):
             delta = self._compression.decompress(messages[index], packed[index][1])
@@ -61,18 +60,10 @@ class DeltaExchange:
         gradients = [parameter.grad for parameter in self._originals if parameter.grad is not None]
         finite = all(bool(torch.isfinite(_values_of(gradient)).all()) for gradient in gradients)
         flag = torch.tensor([not finite], dtype=torch.uint8)
-        with self._timed():
+        with self.stopwatch.running():
             self._channel.allreduce_([flag], Op.Max, "overflow").wait()
         if finite and gradients and flag.item():
             _values_of(gradients[0]).view(-1)[:1] = float("inf")
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.communication_seconds += time.perf_counter() - start
 
 
 def _values_of(gradient: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,6 @@ Hooks and all that is done for each gradient are in C++ (csrc/python/gradients.c
 from __future__ import annotations
 
 import math
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets
 from ringred.torch.hooks import attach
 from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Parcel, Slot, check_unclaimed, kind_of
+from ringred.torch.stopwatch import Stopwatch
 
 STEPS, DROPS, WEIGHS = 1, 2, 3
 """What a rank does with a round: WEIGHS is a step whose gradients have weights."""
@@ -89,7 +89,7 @@ class GradientExchange:
         overlap: Overlap | None = None,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
-        self.communication_seconds = 0.0  # wall time in which this rank waited for the others
+        self.stopwatch = Stopwatch()  # of this rank's waits for the others
         self._carrier = carrier
         self._channel = carrier.channel
         self._sparse_as_dense = sparse_as_dense
@@ -154,7 +154,7 @@ class GradientExchange:
         if self._synchronized:
             return
         self._check_unchanged()
-        with self._timed():
+        with self.stopwatch.running():
             kinds = self._finish(*self._intent_of(weight))
         with torch.no_grad():
             for unit in self._units:
@@ -173,11 +173,10 @@ class GradientExchange:
         """Scale the averages down to a 2-norm of at most `max_norm`; returns the norm that they had. Collective."""
         measured = not self._synchronized  # otherwise somebody may have changed the averages since
         self.synchronize(weight)
-        gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
-        with self._timed(), torch.no_grad():
+        with self.stopwatch.running(), torch.no_grad():
             norm = self._norm(measured)
-            if norm + 1e-6 > max_norm and gradients:
-                torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+            if norm + 1e-6 > max_norm:
+                self._scale(max_norm / (norm + 1e-6))
         return norm
 
     def _norm(self, measured: bool) -> float:
@@ -201,7 +200,7 @@ class GradientExchange:
         """Open the next round, after the gradients have been used."""
         if self._synchronized and not self._arranged:
             self._arrange()
-        self._clock.end_step(self.communication_seconds)
+        self._clock.end_step(self.stopwatch.seconds)
         self._overlap.note_step(self._channel)
         self._clear()
         self._set_synchronized(False)
@@ -209,7 +208,7 @@ class GradientExchange:
     def discard(self) -> None:
         """Drop the round: send what other ranks expect, and wait until nothing is under way."""
         if self.pending:
-            with self._timed():
+            with self.stopwatch.running():
                 self._finish(DROPS)
         self._clear()
         self._set_synchronized(False)
@@ -284,7 +283,7 @@ class GradientExchange:
             return
         if through or all(self._gradients.is_through(slot.index) for slot in unit.slots):
             kinds = {slot.index: self._kind_of(slot.parameter.grad) for slot in unit.slots}
-            with self._timed():
+            with self.stopwatch.running():
                 self._send(unit, kinds, own=True)
 
     def _move(self, index: int, gradient: torch.Tensor, place: torch.Tensor) -> None:
@@ -387,10 +386,18 @@ class GradientExchange:
         if total.item() <= 0:
             raise UsageError(f"Weights must add up to more than 0: they add up to {total.item():g}.")
         factor = weight * self._channel.size / total.item()
-        gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
-        if factor != 1 and gradients:
+        if factor != 1:
             with torch.no_grad():
-                torch._foreach_mul_(gradients, factor)
+                self._scale(factor)
+
+    def _scale(self, factor: float) -> None:
+        gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
+        lazy = [one for one in gradients if one.is_conj() or one.is_neg()]  # these _foreach_mul_ does not take
+        if gradients and not lazy:
+            torch._foreach_mul_(gradients, factor)
+            return
+        for one in gradients:
+            one.mul_(factor)
 
     def _finish(self, intent: int, weight: float = 1.0) -> dict[int, int]:
         """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
@@ -453,14 +460,6 @@ class GradientExchange:
             unit.parcel = None
             unit.squares = None
         self._gradients.clear()
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.communication_seconds += time.perf_counter() - start
 
 
 def _first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[Unit]:

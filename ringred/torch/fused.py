@@ -256,12 +256,14 @@ class FusedStep:
         numbers: dict[tuple[int, int, bool], int] = {}
         ends = [*group.offsets[1:], group.count]
         for place, (index, begin, end) in enumerate(zip(group.indices, group.offsets, ends, strict=True)):
-            if not kinds[index] or begin == end:
+            if not kinds[index]:
                 continue
             key = (self._group_of[id(group.parameters[place])], self.steps[index], self._started[index])
             if key not in numbers:
                 numbers[key] = len(representatives)
                 representatives.append(place)
+            if begin == end:
+                continue  # it has a state like the others, without elements
             number = numbers[key]
             if places and places[-1][1:] == (begin, number):
                 begin = places.pop()[0]

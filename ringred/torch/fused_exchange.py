@@ -48,10 +48,15 @@ class FusedExchange(GradientExchange):
         self._places = views  # by slot
         self._gradients.arrange([group.indices for group in fused.groups], views, fused.groups[0].arena)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a round has begun; on ranks that have no gradient too, after calls that all ranks make."""
+        return super().pending or self._finished or self._unscaled
+
     def step(self, weight: float | None = None) -> None:
         """Update all parameters on all ranks. Collective."""
         self._prepare(weight)
-        with self._timed():
+        with self.stopwatch.running():
             self.fused.step(self._kinds, self._factor)
         if self.fused.keeps_gradients:
             for number in range(len(self._units)):
@@ -61,7 +66,7 @@ class FusedExchange(GradientExchange):
     def clip(self, max_norm: float, weight: float | None = None) -> float:
         """Have the averages scaled down to a 2-norm of at most `max_norm` in this round's step; returns their norm."""
         self._prepare(weight)
-        with self._timed():
+        with self.stopwatch.running():
             norm = self.fused.measure(self._kinds) * self._factor
         self._factor *= min(1.0, max_norm / (norm + 1e-6))
         return norm
@@ -80,7 +85,7 @@ class FusedExchange(GradientExchange):
         finite = all(_is_finite(group.gradients.flat) for group in self.fused.groups)
         own = [slot.parameter.grad is not None and slot.parameter.numel() > 0 for slot in self._slots]
         flags = torch.tensor([*own, not finite], dtype=torch.uint8)
-        with self._timed():
+        with self.stopwatch.running():
             self._channel.allreduce_([flags], Op.Max, "overflow").wait()
         *anywhere, overflows = flags.tolist()
         if any(anywhere) and not any(own):  # a scaler refuses to step without gradients: zeros add nothing
@@ -103,7 +108,7 @@ class FusedExchange(GradientExchange):
         else:
             self._check_unchanged()
         try:
-            with self._timed():
+            with self.stopwatch.running():
                 kinds = self._finish(*self._intent_of(weight))
         except UsageError:  # on all ranks: weights that add up to 0
             self._clear()
@@ -132,6 +137,11 @@ class FusedExchange(GradientExchange):
 
     def _note_ready(self, number: int, through: bool) -> None:
         pass
+
+    def _move(self, index: int, gradient: torch.Tensor, place: torch.Tensor) -> None:
+        if gradient.dtype != place.dtype:  # that of a parameter that was cast
+            self.fused.check_in_place()
+        super()._move(index, gradient, place)
 
     def _send(self, unit: Unit, kinds: Mapping[int, int], own: bool) -> None:
         self._gradients.fill(self._units.index(unit), own)

@@ -334,7 +334,7 @@ class DistributedOptimizer(ComposedOptimizer):
     def communication_seconds(self) -> float:
         """Wall time in seconds that this rank has spent in exchanges so far, waiting for other ranks included."""
         exchange = self._exchange or self._deltas
-        return self._earlier_seconds + (0.0 if exchange is None else exchange.communication_seconds)
+        return self._earlier_seconds + (0.0 if exchange is None else exchange.stopwatch.seconds)
 
     def close(self) -> None:
         """Remove all hooks; the wrapped optimizer stays usable. Collecting the object does the same."""

@@ -64,7 +64,7 @@ class Arrays {
     const auto place = static_cast<std::size_t>(rank);
     before.resize(data_.size());
     before[place] = numbers_of(dtype_, count_, seed * 64 + place);
-    std::memcpy(data_[place], before[place].data(), before[place].size());
+    std::copy(before[place].begin(), before[place].end(), data_[place]);
   }
 
   const std::vector<std::byte*>& data() const { return data_; }

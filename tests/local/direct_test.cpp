@@ -234,23 +234,19 @@ TEST("what cannot be done in place is refused at once, and the name is free") {
     Request beyond = arrays.request(rank, "x", Op::sum);
     beyond.tensors[0].shape = {std::int64_t{1} << 40};
     CHECK_THROWS(engine.submit(0, beyond), "lies in the arena: allocate it with empty()");
-    for (Request wrong : std::vector<Request>(4, arrays.request(rank, "x", Op::sum))) {
-      static std::atomic<int> next{0};
-      switch (next++ % 4) {
-        case 0:
-          wrong.prescale = 2;
-          break;
-        case 1:
-          wrong.wire = DType::bf16;
-          break;
-        case 2:
-          wrong.tensors[0].output = reinterpret_cast<std::byte*>(outside.data());
-          break;
-        default:
-          wrong.tensors.clear();
-      }
-      CHECK_THROWS(engine.submit(0, wrong), "reduced in place is one array, neither scaled nor cast");
-    }
+    std::vector<Request> wrong(4, arrays.request(rank, "x", Op::sum));
+    wrong[0].prescale = 2;
+    wrong[1].wire = DType::bf16;
+    wrong[2].tensors[0].output = reinterpret_cast<std::byte*>(outside.data());
+    wrong[3].tensors.clear();
+    for (const Request& one : wrong)
+      CHECK_THROWS(engine.submit(0, one), "reduced in place is one array, neither scaled nor cast");
+    Request norm = arrays.request(rank, "x", Op::max);
+    norm.norm = true;
+    CHECK_THROWS(engine.submit(0, norm), "A norm or an update takes Sum or Average: op is Max.");
+    norm.op = Op::sum;
+    norm.tensors[0].dtype = DType::i32;
+    CHECK_THROWS(engine.submit(0, norm), "take float32 or float64: the dtype is int32");
     wait(engine, engine.submit(0, arrays.request(rank, "x", Op::sum)));
   });
   for (const int rank : {0, 1}) CHECK(same(arrays.now(rank), reduced(DType::f32, Op::sum, arrays.before, 2)));

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,11 +78,15 @@ def averages(
     members: rr.ProcessSet = hvd.global_process_set,
 ) -> list[torch.Tensor | None]:
     """What allreduce makes of the ranks' gradients; `exists` tells which of them some rank has."""
-    found: list[torch.Tensor | None] = []
-    for gradient, parameter, there in zip(gradients, parameters, exists, strict=True):
-        own = torch.zeros_like(parameter).detach() if gradient is None else gradient.detach().clone()
-        found.append(hvd.allreduce(own, op=op, process_set=members) if there else None)
-    return found
+    own = [torch.zeros_like(parameter).detach() for parameter in parameters]
+    for message, gradient in zip(own, gradients, strict=True):
+        if gradient is not None:
+            message.copy_(gradient)
+    results: Iterator[torch.Tensor] = iter([])
+    if any(exists):
+        sent = [message for message, there in zip(own, exists, strict=True) if there]
+        results = iter(hvd.grouped_allreduce(sent, op=op, process_set=members))
+    return [message.copy_(next(results)) if there else None for message, there in zip(own, exists, strict=True)]
 
 
 def bound(steps: int, dtype: torch.dtype, each: float = 80.0) -> float:

@@ -46,7 +46,7 @@ WAYS: dict[str, Options] = {
     "small": {"overlap": "on", "bucket_bytes": 100},
     "none": {"overlap": "on", "bucket_bytes": 0},
 }
-all_ways = pytest.mark.parametrize("way", list(WAYS))
+all_ways = pytest.mark.parametrize("way", ["on", "off", "small"])
 overlapping = pytest.mark.parametrize("way", ["on", "off"])
 
 
@@ -143,7 +143,7 @@ def against_one_process(
                 dense = theirs.grad.to_dense() if theirs.grad.is_sparse else theirs.grad
                 assert dense.abs().max() < 4
     assert_close(model, reference)
-    rr.check_replicas(model, optimizer)
+    rr.check_replicas(list(model.named_parameters()), optimizer)
     optimizer.close()
     return model
 
@@ -193,7 +193,7 @@ def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("bucket_bytes", [0, 1, 100, 4096, 16 << 20])
 def test_bits_do_not_depend_on_buckets_and_overlap(bucket_bytes: int, overlap: str) -> None:
     options = {"bucket_bytes": bucket_bytes, "overlap": overlap}
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16):
         assert_equal(trained(dtype, rr.Average, 6, options), by_hand(dtype, rr.Average, 6))
     assert_equal(trained(torch.float32, rr.Sum, 6, options), by_hand(torch.float32, rr.Sum, 6))
 
@@ -324,6 +324,7 @@ CASES = {
     "shapes": Case(lambda: Free((), (0, 3), (2, 0, 4), (5,), (0,)), of_shapes),
     "many": Case(many, of_many),
 }
+SEVERAL = ("layers", "sparse words", "complex")  # with all choices
 CHOICES: dict[str, Options] = {**WAYS, "groups": {"overlap": "on", "groups": 2}, "one group": {"groups": 1}}
 
 
@@ -340,8 +341,15 @@ def alone(name: str, steps: int = 20) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("choice", list(CHOICES))
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [
+        (name, choice)
+        for name in CASES
+        for choice in CHOICES
+        if choice == "on" or name in SEVERAL or (choice == "small" and name != "many")
+    ],
+)
 def test_models_train_as_in_one_process(name: str, choice: str) -> None:
     case = CASES[name]
     model = case.make()
@@ -601,15 +609,14 @@ def test_a_parameter_that_was_sparse_becomes_dense_on_some_ranks_only() -> None:
     optimizer.close()
 
 
-@overlapping
-def test_compiled_model(way: str) -> None:
+def test_compiled_model() -> None:
     model, reference = layers(), layers()
     try:
         compiled = torch.compile(model, backend="eager")
         compiled(inputs(0, 0))
     except Exception as error:
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    optimizer, plain = wrapped(model, way), sgd(reference)
+    optimizer, plain = wrapped(model), sgd(reference)
     for step in range(5):
         optimizer.zero_grad()
         plain.zero_grad()
@@ -674,7 +681,7 @@ def test_autocast(way: str) -> None:
     assert_equal(*results)
 
 
-@all_ways
+@overlapping
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing(way: str, reentrant: bool) -> None:
     def loss(model: Any, rank: int, step: int) -> torch.Tensor:
@@ -838,8 +845,6 @@ def test_a_hook_after_the_optimizers_that_changes_a_gradient_is_an_error(way: st
 @pytest.mark.parametrize("manner", ["replaced", "in place", "data", "none"])
 def test_a_gradient_set_before_step_is_an_error(way: str, manner: str) -> None:
     needs_ranks(2)
-    if way == "none" and manner == "data":
-        pytest.skip("torch tells nobody; it travels from where it lay")
     model = layers()
     optimizer = wrapped(model, way)
     assert_trains(model, optimizer, steps=5)
@@ -1038,11 +1043,13 @@ CLIPPED = {
 }
 
 
-@all_ways
+@pytest.mark.parametrize("way", ["on", "none"])
 @pytest.mark.parametrize("name", list(CLIPPED))
 def test_clipping_equals_torchs_on_averages(name: str, way: str) -> None:
     """The norm is a sum of squares in float64 here as there, in another order: far below 1e-12 of itself. A step is
     clipped, the next one not."""
+    if name in ("sparse", "complex"):
+        needs_ranks(2)  # a single process has torch's function, which takes neither
     case = CLIPPED[name]
     model, reference = case.make(), case.make()
     optimizer, plain = wrapped(model, way, momentum=0.0), sgd(reference, momentum=0.0)
@@ -1107,18 +1114,18 @@ def test_clipping_when_a_rank_has_joined() -> None:
 
 @contextmanager
 def collected_by_hand() -> Iterator[None]:
-    gc.collect()
+    gc.freeze()  # what there is, so that a collection takes no time
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        gc.unfreeze()
 
 
 @all_ways
 @pytest.mark.parametrize("where", ["after zero_grad", "after step", "after backward"])
 def test_nothing_keeps_model_and_optimizer(way: str, where: str) -> None:
-    """Without the collector where torch's own objects make no cycle; then with it."""
     with collected_by_hand():
         model = layers()
         optimizer = wrapped(model, way)
@@ -1150,20 +1157,18 @@ def test_arena_memory_is_used_again() -> None:
     """Fifty models, one after the other, have their buckets in the same few places."""
     needs_ranks(2)
     places = set()
-    for _ in range(50):
-        model = nn.Linear(500, 500)
-        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), overlap="on")
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(0.5)
-        for _ in range(2):
-            optimizer.zero_grad()
-            backward_of(model(torch.ones(1, 500)).sum())
-            optimizer.step()
-        assert model.weight.grad is not None
-        places.add(model.weight.grad.data_ptr())
-        del model, optimizer, parameter
-        gc.collect()
+    with collected_by_hand():
+        for _ in range(50):
+            model = layers(width=50)
+            optimizer = wrapped(model)
+            for step in range(2):
+                optimizer.zero_grad()
+                backward_of(squares(model, hvd.rank(), step))
+                optimizer.step()
+            assert model[0].weight.grad is not None
+            places.add(model[0].weight.grad.data_ptr())
+            del model, optimizer
+            gc.collect()
     assert len(places) <= 3
 
 

@@ -12,7 +12,9 @@ import pickle
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,7 @@ class Done:
 
     def __init__(self, result: object = None) -> None:
         self.result = result
+        self.squares = 0.0  # this rank's part
 
     def wait(self) -> object:
         return self.result
@@ -37,13 +40,17 @@ class Done:
 class Echo:
     """A channel whose other ranks hold what this one holds, unless the functions below say something else.
 
-    `calls` lists what was sent, `after` what is done when somebody waits: until then nothing has come back.
+    `calls` lists what was sent, `after` what is done when somebody waits: until then nothing has come back. With
+    `buckets` it offers an arena, so that gradients are gathered from the second round on.
     """
 
     rank = 0
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, size: int = 4, buckets: bool = False) -> None:
         self.size = size
+        if buckets:
+            self.arena, self.allocate = (0, 0), _zeros
+            self.reduce_in_place = self._reduce_in_place
         self.ranks = range(size)
         self.calls: list[str] = []
         self.options: list[tuple[float, float, str]] = []
@@ -75,6 +82,14 @@ class Echo:
             tensor.data.copy_(total / self.size if op == rr.Average else total)  # leaves no trace in the version
         return Done()
 
+    def _reduce_in_place(self, array: torch.Tensor, op: object, name: str, norm: bool = False) -> Done:
+        self.calls.append(name)
+        total = array + (self.size - 1) * self.gradients_of_others(array)
+        array.data.copy_(total / self.size if op == rr.Average else total)
+        done = Done()
+        done.squares = float(array.double().square().sum()) / self.size if norm else 0.0
+        return done
+
     def _exchange_flags(self, flags: torch.Tensor) -> None:
         own, intents = flags[: -self.size], flags[-self.size :]
         own.copy_(torch.maximum(own, self.flags_of_others(own)))
@@ -93,6 +108,10 @@ class Echo:
     def share(self, value: object, name: str) -> list[object]:
         self.calls.append("layout")
         return [value, *[self.layout_of_others(value)] * (self.size - 1)]
+
+
+def _zeros(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.zeros(size, np.uint8)
 
 
 def two_layers(dtype: torch.dtype = torch.float64) -> nn.Sequential:
