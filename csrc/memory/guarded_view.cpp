@@ -161,6 +161,9 @@ const std::byte* written(const siginfo_t& information, const void* context) {
 void call_previous(int signal, siginfo_t* information, void* context, bool told) {
   const Action& previous = *found_before.load();
   const bool sent = information->si_code <= 0;
+  // Time for the threads that share a large write to fault, too, and wait here: the next fault of one would end the
+  // process in the middle of faulthandler's stacks. Or for another thread to end the stacks that it writes already.
+  if (told && !sent) sleep_for(200);
   const bool is_function = previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN;
   if (is_function && (previous.sa_flags & static_cast<int>(SA_RESETHAND)) == 0) {
     if (previous.sa_flags & SA_SIGINFO)
@@ -170,7 +173,6 @@ void call_previous(int signal, siginfo_t* information, void* context, bool told)
     return;
   }
   if (sent && previous.sa_handler == SIG_IGN) return;
-  if (told && !sent) sleep_for(200);  // another thread may be writing its stacks: see faulthandler in the header
   given_up.store(true);
   sigaction(signal, &previous, nullptr);
   if (sent) raise(signal);  // it comes when this handler returns
