@@ -1,6 +1,9 @@
 #include "csrc/python/updates.h"
 
 #include <pybind11/stl.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <array>
 #include <memory>
@@ -154,6 +157,11 @@ void bind_updates(py::module_& module) {
         return (*self)->offset_of(view.data(), view.bytes());
       },
       py::arg("array"));
+  module.def("release_free_memory", [] {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+  });
   module.def("owned_parts", &owned_parts, py::arg("count"), py::arg("element_bytes"), py::arg("members"),
              py::arg("owner"));
 }

@@ -217,13 +217,17 @@ std::uint64_t Update::fingerprint() const {
   return hash;
 }
 
-// What ranks get wrong: learning rates, the factor, which parameters step. The rest is told by the fingerprint.
+// What does not fit is told by the fingerprint at the end.
 std::string Update::describe() const {
+  static constexpr const char* names[] = {"lr",    "weight_decay", "momentum", "dampening", "beta1",
+                                          "beta2", "eps",          "step",     "flags"};
   std::string text = "rule=" + std::string(name_of(rule)) + (measures ? ", norm only" : "");
   text += ", factor=" + number_text(factor) + ", parameters=" + std::to_string(stretches.size());
-  for (std::size_t i = 0; i < std::min<std::size_t>(rates.size(), 3); ++i)
-    text += ", lr=" + number_text(rates[i].learning_rate) + ", step=" + number_text(rates[i].step) +
-            ", weight_decay=" + number_text(rates[i].weight_decay);
+  for (std::size_t i = 0; i < std::min<std::size_t>(rates.size(), 3); ++i) {
+    const auto numbers = numbers_of(rates[i]);
+    for (std::size_t k = 0; k < numbers.size(); ++k)
+      if (numbers[k] != 0) text += ", " + std::string(names[k]) + "=" + number_text(numbers[k]);
+  }
   return text + " " + fingerprint_text(fingerprint());
 }
 

@@ -107,6 +107,7 @@ class GradientExchange:
         self._layout = [*describe(parameters), *units, *options]
         self._agreed = False  # whether all ranks have this layout
         self._arranged = False  # whether buckets have been made
+        self._settled = False  # whether memory from before has been given back
         self._order: list[int] = []  # units in the order in which the first round found them ready
         self._kinds: bytes = b""  # of the gradients of the last round, by slot, over all ranks
         self._synchronized = False  # the round is over: gradients are averages
@@ -198,8 +199,8 @@ class GradientExchange:
 
     def finish_step(self) -> None:
         """Open the next round, after the gradients have been used."""
-        if self._synchronized and not self._arranged:
-            self._arrange()
+        if self._synchronized:
+            self._settle_in()
         self._clock.end_step(self.stopwatch.seconds)
         self._overlap.note_step(self._channel)
         self._clear()
@@ -308,6 +309,14 @@ class GradientExchange:
             )
             self._channel.check_replicas([(slot.name, slot.parameter.detach()) for slot in self._slots])
             self._agreed = True
+
+    def _settle_in(self) -> None:
+        """After the first round, make buckets; after the next, give back what gradients took before there were any."""
+        if not self._arranged:
+            self._arrange()
+        elif not self._settled:
+            self._settled = True
+            _core.release_free_memory()
 
     def _arrange(self) -> None:
         """Make buckets, in the first rank's order; what is not dense keeps its unit, and so do groups of the user's."""

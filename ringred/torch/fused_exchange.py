@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ringred import _core
 from ringred.errors import UsageError
 from ringred.ops import Op
 from ringred.torch.agreement import NamedTensor
@@ -58,6 +59,9 @@ class FusedExchange(GradientExchange):
         self._prepare(weight)
         with self.stopwatch.running():
             self.fused.step(self._kinds, self._factor)
+        if not self._settled:
+            self._settled = True
+            _core.release_free_memory()  # such as where the parameters were before
         if self.fused.keeps_gradients:
             for number in range(len(self._units)):
                 self._gradients.deliver(number, self._kinds)
@@ -115,6 +119,11 @@ class FusedExchange(GradientExchange):
             raise
         self._kinds = bytes(kinds.values())
         self._finished = True
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether ranks have agreed on this round already, in clip_grad_norm_()."""
+        return self._finished
 
     def _settle_again(self) -> None:
         """Bring gradients to their places that were replaced since a GradScaler has looked at them."""

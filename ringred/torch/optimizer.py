@@ -186,6 +186,8 @@ class DistributedOptimizer(ComposedOptimizer):
             return self._inner_step(closure)
         if weight is not None:
             _check_weight(weight)
+            if self._exchange is not None and self._exchange.synchronized:
+                raise UsageError("Gradients are averages already: give the weight to clip_grad_norm_().")
         if isinstance(self._exchange, FusedExchange):
             return self._fused_step(self._exchange, closure, weight)
         if self._skips_synchronize and (closure is not None or not self._exchange.synchronized):
@@ -252,10 +254,12 @@ class DistributedOptimizer(ComposedOptimizer):
         """Return a context in which `step()` uses gradients as synchronize() left them; an error if it was not called.
 
         Raises:
-            UsageError: with op=Adasum, which combines what step() does.
+            UsageError: with op=Adasum, which combines what step() does, or with fused=True.
         """
         if self._deltas is not None:
             raise UsageError("With op=Adasum there is nothing to skip: step() combines what the optimizer does.")
+        if self._fused:
+            raise UsageError("With fused=True there is nothing to skip: gradients are averaged inside step().")
         before, self._skips_synchronize = self._skips_synchronize, True
         try:
             yield

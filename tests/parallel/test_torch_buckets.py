@@ -119,11 +119,11 @@ def against_one_process(
     steps: int = 6,
     momentum: float = 0.9,
     before: Callable[[Any, int], None] = lambda model, step: None,
-    passes: Callable[[Any, int], int] = lambda optimizer, step: 1,
+    after: Callable[[Any, int], None] = lambda model, step: None,
     **options: Any,
 ) -> nn.Module:
-    """Train on all ranks and in one process; gradients are set to None or to zero in turns. `before` prepares a model
-    for a step; `passes` says how many backward passes it has."""
+    """Train on all ranks and in one process; gradients are set to None or to zero in turns. `before` and `after`
+    prepare a model for a step, before zero_grad() and after it."""
     model, reference = make(), make()
     optimizer, plain = wrapped(model, way, momentum, **options), sgd(reference, momentum)
     for step in range(steps):
@@ -131,10 +131,10 @@ def against_one_process(
         before(reference, step)
         optimizer.zero_grad(set_to_none=step % 3 != 2)
         plain.zero_grad(set_to_none=step % 3 != 2)
-        count = passes(optimizer, step)
-        for number in range(count):
-            backward_of(loss(model, hvd.rank(), step + 50 * number))
-            backward_of(mean_loss(reference, loss, step + 50 * number))
+        after(model, step)
+        after(reference, step)
+        backward_of(loss(model, hvd.rank(), step))
+        backward_of(mean_loss(reference, loss, step))
         optimizer.step()
         plain.step()
         for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
@@ -447,12 +447,13 @@ def test_all_steps_with_no_gradient_on_some_ranks(way: str) -> None:
 
 
 @all_ways
-def test_frozen_and_thawed(way: str) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_frozen_and_thawed(way: str, when: str) -> None:
     def toggle(model: Any, step: int) -> None:
         model[0].requires_grad_(step % 3 != 1)
         model[2].requires_grad_(step not in (0, 3, 4))
 
-    against_one_process(layers, squares, way, steps=9, before=toggle)
+    against_one_process(layers, squares, way, steps=9, **{when: toggle})
 
 
 @all_ways

@@ -201,10 +201,10 @@ def test_two_optimizers_are_told_apart_by_their_views() -> None:
     second = wrapped_sgd(model, Echo(buckets=True), overlap="on")
     with pytest.raises(rr.UsageError, match=r"another one already.*close\(\)"):
         second.step()
-    second.zero_grad()
+    second.zero_grad(set_to_none=False)  # gradients are still the first one's views
     first.close()
     for _ in range(3):
-        second.zero_grad()
+        second.zero_grad(set_to_none=False)
         backward(model)
         second.step()
 
