@@ -55,6 +55,7 @@ struct State {
   py::object unusual;   // called with a slot's number before it counts a pass that it should not get
   py::object ready;     // called with a unit's number when its last slot is complete, and whether all of its slots are
   std::uintptr_t arena_begin = 0, arena_end = 0;  // a gradient that lies there belongs to somebody
+  py::object strided;                             // torch.strided
   py::object move;  // called with (slot's number, gradient, place) for what cannot be copied as bytes
 };
 
@@ -68,6 +69,8 @@ struct Names {
   PyObject* is_conj = PyUnicode_InternFromString("is_conj");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* data = PyUnicode_InternFromString("data");
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
   PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
 };
 const Names& names() {
@@ -128,6 +131,14 @@ void complete(Slot& slot, py::object gradient) {
   slot.complete = true;
 }
 
+// Whether a gradient is a part of something, as those of stacked parameters are. These have one version together: to
+// accumulate into one of them looks like a change of all. One that travels for another optimizer is left alone.
+bool is_part(const State& state, const py::object& gradient) {
+  if (!attribute(gradient.ptr(), names().layout).is(state.strided)) return false;
+  const py::object whole = call(call(gradient.ptr(), names().untyped_storage).ptr(), names().nbytes);
+  return !whole.equal(attribute(gradient.ptr(), names().nbytes)) && !py::hasattr(gradient, "_ringred_travels");
+}
+
 bool is_elsewhere(const Slot& slot) {
   return !slot.view.is_none() && address_of(slot.view) != slot.place;
 }
@@ -146,6 +157,10 @@ void settle(State& state, std::size_t number, PyObject* parameter) {
   const py::object view = state.slots[number].view;
   py::object gradient = attribute(parameter, names().grad);
   if (is_elsewhere(state.slots[number])) bring_back(state, number, gradient);
+  if (view.is_none() && !gradient.is_none() && is_part(state, gradient)) {
+    gradient = attribute(gradient.ptr(), names().data);  // with a version of its own
+    set_attribute(parameter, names().grad, gradient);
+  }
   if (view.is_none() || gradient.is_none()) return complete(state.slots[number], std::move(gradient));
   if (!gradient.is(view)) {
     if (is_plain(gradient, state.slots[number])) {
@@ -238,6 +253,7 @@ class Gradients {
     state_->unusual = std::move(unusual);
     state_->ready = std::move(ready);
     state_->move = std::move(move);
+    state_->strided = strided_;
   }
 
   py::object hook(std::size_t number) const {

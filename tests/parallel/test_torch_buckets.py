@@ -446,6 +446,29 @@ def test_all_steps_with_no_gradient_on_some_ranks(way: str) -> None:
     rr.check_replicas(model, optimizer)
 
 
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_that_are_parts_of_one_tensor(way: str, count: int) -> None:
+    """Those of stacked parameters share torch's counter of changes: a second pass into one counts for all."""
+    model, reference = branches(), branches()
+    optimizer, plain = wrapped(model, way, backward_passes_per_step=count), sgd(reference)
+
+    def loss(net: Any, rank: int, step: int) -> torch.Tensor:
+        weights = torch.stack([layer.weight for layer in net])
+        return (inputs(rank, step) @ weights).square().mean()
+
+    for step in range(7):
+        optimizer.zero_grad(set_to_none=step % 3 != 2)
+        plain.zero_grad(set_to_none=step % 3 != 2)
+        for number in range(count):
+            backward_of(loss(model, hvd.rank(), step + number))
+            backward_of(mean_loss(reference, loss, step + number))
+        optimizer.step()
+        plain.step()
+    assert_close(model, reference)
+    rr.check_replicas(model, optimizer)
+
+
 @all_ways
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_frozen_and_thawed(way: str, when: str) -> None:

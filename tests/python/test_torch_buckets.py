@@ -504,7 +504,7 @@ def test_what_is_no_tensor_raises() -> None:
 
     class Version:
         _version = "one"
-        layout = torch.strided
+        layout = torch.sparse_coo
 
     odd = Odd()
     odd.grad = Version()
