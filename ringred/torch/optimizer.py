@@ -134,7 +134,9 @@ class DistributedOptimizer(ComposedOptimizer):
         self._predivide_factor = gradient_predivide_factor
         self._sparse_as_dense = sparse_as_dense
         self._overlap = Overlap(os.environ.get("RINGRED_OVERLAP", "auto") if overlap is None else overlap)
-        self._bucket_bytes = bucket_bytes
+        if not is_whole(bucket_bytes) or bucket_bytes < 0:
+            raise UsageError(f"bucket_bytes must be a whole number, at least 0: it is {bucket_bytes!r}.")
+        self._bucket_bytes = int(bucket_bytes)
         self._fused = bool(fused)
         self._keep_gradients = bool(keep_gradients)
         self._share_parameters = bool(share_parameters)

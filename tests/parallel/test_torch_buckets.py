@@ -446,6 +446,13 @@ def test_all_steps_with_no_gradient_on_some_ranks(way: str) -> None:
     rr.check_replicas(model, optimizer)
 
 
+@pytest.mark.parametrize("size", [-5, 1.5, "x", None])
+def test_sizes_of_buckets_are_checked(size: Any) -> None:
+    model = branches()
+    with pytest.raises(rr.UsageError, match="bucket_bytes must be a whole number, at least 0: it is"):
+        hvd.DistributedOptimizer(sgd(model), model.named_parameters(), bucket_bytes=size)
+
+
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("count", [1, 2])
 def test_gradients_that_are_parts_of_one_tensor(way: str, count: int) -> None:
