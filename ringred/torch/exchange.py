@@ -37,11 +37,13 @@ from ringred.errors import MismatchError, UsageError
 from ringred.ops import Op
 from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
-from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets
+from ringred.torch.buckets import BucketParcel
 from ringred.torch.hooks import attach
 from ringred.torch.overlap import Overlap
-from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Parcel, Slot, check_unclaimed, kind_of
+from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Slot, check_unclaimed, kind_of
+from ringred.torch.scaling import scale, squares_of
 from ringred.torch.stopwatch import Stopwatch
+from ringred.torch.units import Unit, first_units, in_buckets, indices_of
 
 STEPS, DROPS, WEIGHS = 1, 2, 3
 """What a rank does with a round: WEIGHS is a step whose gradients have weights."""
@@ -53,17 +55,6 @@ _CALLS = {
 }
 
 BUCKET_BYTES = 16 << 20
-
-
-class Unit:
-    """Slots that travel together, their bucket if they have one, and their parcel of the current round."""
-
-    def __init__(self, name: str, slots: list[Slot], bucket: Bucket | None = None) -> None:
-        self.name = name
-        self.slots = slots
-        self.bucket = bucket
-        self.parcel: Parcel | BucketParcel | None = None
-        self.squares: float | None = None  # of the averages in this rank's parts, as the reduction found them
 
 
 class GradientExchange:
@@ -96,8 +87,7 @@ class GradientExchange:
         self._overlap = Overlap("on") if overlap is None else overlap
         self._bucket_bytes = bucket_bytes
         self._slots = [Slot(index, *named) for index, named in enumerate(parameters)]
-        self._units = _first_units(self._slots, groups)
-        self._groups = [list(group) for group in groups]
+        self._units = first_units(self._slots, groups)
         units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
         options = [
             f"sparse_as_dense={sparse_as_dense}",
@@ -122,7 +112,7 @@ class GradientExchange:
             lambda index, gradient, place: _alive(receiver)._move(index, gradient, place),
         )
         self._gradients.passes = passes
-        self._gradients.arrange(_indices(self._units), [None] * len(self._slots), (0, 0))
+        self._gradients.arrange(indices_of(self._units), [None] * len(self._slots), (0, 0))
         detach = attach(self, [slot.parameter for slot in self._slots], self._gradients.hook)
         unclaim = weakref.finalize(self, _unclaim, self._views)
         unclaim.atexit = False
@@ -188,7 +178,7 @@ class GradientExchange:
             if measured and unit.squares is not None:
                 parts += unit.squares
             else:
-                whole += sum(_squares_of(slot.parameter.grad) for slot in unit.slots)
+                whole += sum(squares_of(slot.parameter.grad) for slot in unit.slots)
         message = torch.tensor([parts, whole, 1.0], dtype=torch.float64)
         self._channel.allreduce_([message], Op.Sum, "norm").wait()
         self._measures = True
@@ -325,18 +315,7 @@ class GradientExchange:
         if not (self._bucket_bytes and self._carrier.is_plain and hasattr(channel, "reduce_in_place")):
             return
         order: list[int] = channel.share(self._order, "order of gradients")[0]
-        seen = set(order)
-        order += [number for number in reversed(range(len(self._units))) if number not in seen]
-        units: list[Unit] = []
-        loose: list[Slot] = []
-        for number in dict.fromkeys(order):
-            unit = self._units[number]
-            if len(unit.slots) == 1 and self._kinds[unit.slots[0].index] <= DENSE:
-                loose.append(unit.slots[0])
-            else:
-                units.append(self._as_bucket(unit.slots, unit.name) if self._is_dense(unit) else unit)
-        for slots in pack_into_buckets(loose, self._bucket_bytes):
-            units.append(self._as_bucket(slots, f"bucket.{len(units)}.{slots[0].name}"))
+        units = in_buckets(self._units, order, self._kinds, self._bucket_bytes, channel)
         self._units = units
         views: list[Any] = [None] * len(self._slots)
         for unit in units:
@@ -344,15 +323,7 @@ class GradientExchange:
                 setattr(view, CLAIM, True)
                 views[slot.index] = view
         self._views.extend(view for view in views if view is not None)
-        self._gradients.arrange(_indices(units), views, channel.arena)
-
-    def _as_bucket(self, slots: list[Slot], name: str) -> Unit:
-        channel: Any = self._channel
-        return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel))
-
-    def _is_dense(self, unit: Unit) -> bool:
-        one_dtype = len({slot.parameter.dtype for slot in unit.slots}) == 1
-        return one_dtype and all(self._kinds[slot.index] <= DENSE for slot in unit.slots)
+        self._gradients.arrange(indices_of(units), views, channel.arena)
 
     def _kind_of(self, gradient: torch.Tensor | None) -> int:
         kind = kind_of(gradient)
@@ -400,13 +371,7 @@ class GradientExchange:
                 self._scale(factor)
 
     def _scale(self, factor: float) -> None:
-        gradients = [slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None]
-        lazy = [one for one in gradients if one.is_conj() or one.is_neg()]  # these _foreach_mul_ does not take
-        if gradients and not lazy:
-            torch._foreach_mul_(gradients, factor)
-            return
-        for one in gradients:
-            one.mul_(factor)
+        scale([slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None], factor)
 
     def _finish(self, intent: int, weight: float = 1.0) -> dict[int, int]:
         """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
@@ -471,21 +436,6 @@ class GradientExchange:
         self._gradients.clear()
 
 
-def _first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[Unit]:
-    grouped = {index for group in groups for index in group}
-    alone = [[slot.index] for slot in slots if slot.index not in grouped]
-    units = []
-    for number, indices in enumerate([*groups, *alone]):
-        members = [slots[index] for index in indices]
-        name = f"gradient.{members[0].name}" if len(members) == 1 else f"gradients.{number}.{members[0].name}"
-        units.append(Unit(name, members))
-    return units
-
-
-def _indices(units: Sequence[Unit]) -> list[list[int]]:
-    return [[slot.index for slot in unit.slots] for unit in units]
-
-
 def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
     exchange = receiver()
     assert exchange is not None, "hooks go with their exchange"
@@ -495,14 +445,6 @@ def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
 def _unclaim(views: Sequence[Any]) -> None:
     for view in views:
         delattr(view, CLAIM)
-
-
-def _squares_of(gradient: torch.Tensor | None) -> float:
-    if gradient is None:
-        return 0.0
-    values = gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
-    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64).item()) ** 2
 
 
 def _make_dense(parameter: torch.Tensor) -> None:

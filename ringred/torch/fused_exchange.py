@@ -14,10 +14,11 @@ from ringred import _core
 from ringred.errors import UsageError
 from ringred.ops import Op
 from ringred.torch.agreement import NamedTensor
-from ringred.torch.exchange import GradientExchange, Unit
+from ringred.torch.exchange import GradientExchange
 from ringred.torch.fused import FusedStep
 from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import CLAIM, Carrier
+from ringred.torch.units import Unit
 
 
 class FusedExchange(GradientExchange):

@@ -1,0 +1,77 @@
+"""Units: what travels together. First each gradient by itself or with its group, then buckets of them.
+
+Invariant: units list every slot exactly once, and all ranks have the same units in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets
+from ringred.torch.channel import ArenaChannel
+from ringred.torch.parcels import DENSE, Parcel, Slot
+
+
+class Unit:
+    """Slots that travel together, their bucket if they have one, and their parcel of the current round."""
+
+    def __init__(self, name: str, slots: list[Slot], bucket: Bucket | None = None) -> None:
+        self.name = name
+        self.slots = slots
+        self.bucket = bucket
+        self.parcel: Parcel | BucketParcel | None = None
+        self.squares: float | None = None  # of the averages in this rank's parts, as the reduction found them
+
+
+def first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[Unit]:
+    """The units of the first round: the groups, then every other slot alone."""
+    grouped = {index for group in groups for index in group}
+    alone = [[slot.index] for slot in slots if slot.index not in grouped]
+    units = []
+    for number, indices in enumerate([*groups, *alone]):
+        members = [slots[index] for index in indices]
+        name = f"gradient.{members[0].name}" if len(members) == 1 else f"gradients.{number}.{members[0].name}"
+        units.append(Unit(name, members))
+    return units
+
+
+def in_buckets(
+    units: Sequence[Unit], order: Sequence[int], kinds: bytes, limit: int, channel: ArenaChannel
+) -> list[Unit]:
+    """The units of later rounds: single dense gradients side by side in buckets, dense groups in buckets of their own.
+
+    Args:
+        units: those of the first round.
+        order: numbers of units in the order in which they should travel; those that it lacks come last.
+        kinds: of the gradients, by slot. What is not dense keeps its unit.
+        limit: of a bucket, in bytes.
+        channel: where buckets get their memory.
+    """
+    rest = [number for number in reversed(range(len(units))) if number not in set(order)]
+    result: list[Unit] = []
+    loose: list[Slot] = []
+    for number in dict.fromkeys([*order, *rest]):
+        unit = units[number]
+        if not _is_dense(unit, kinds):
+            result.append(unit)
+        elif len(unit.slots) == 1:
+            loose.append(unit.slots[0])
+        else:
+            result.append(_as_bucket(unit.slots, unit.name, channel))
+    for slots in pack_into_buckets(loose, limit):
+        result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel))
+    return result
+
+
+def indices_of(units: Sequence[Unit]) -> list[list[int]]:
+    """The numbers of the slots of each unit."""
+    return [[slot.index for slot in unit.slots] for unit in units]
+
+
+def _as_bucket(slots: list[Slot], name: str, channel: ArenaChannel) -> Unit:
+    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel))
+
+
+def _is_dense(unit: Unit, kinds: bytes) -> bool:
+    one_dtype = len({slot.parameter.dtype for slot in unit.slots}) == 1
+    return one_dtype and all(kinds[slot.index] <= DENSE for slot in unit.slots)
