@@ -19,11 +19,11 @@
 #include "csrc/memory/segment.h"
 #include "tests/check.h"
 
-// The sanitizers have handlers of SIGSEGV, which end the process in another way.
-extern "C" {
-const char* __asan_default_options();
-const char* __tsan_default_options();
-const char* __ubsan_default_options();
+// The sanitizers have handlers of SIGSEGV, which end the process in another way. Their libraries look for these.
+#define VISIBLE extern "C" __attribute__((visibility("default")))
+VISIBLE const char* __asan_default_options();
+VISIBLE const char* __tsan_default_options();
+VISIBLE const char* __ubsan_default_options();
 const char* __asan_default_options() {
   return "handle_segv=0";
 }
@@ -32,7 +32,6 @@ const char* __tsan_default_options() {
 }
 const char* __ubsan_default_options() {
   return "handle_segv=0";
-}
 }
 
 using namespace ringred;
