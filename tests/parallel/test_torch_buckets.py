@@ -35,6 +35,8 @@ from training_data import assert_same_on_all_ranks, inputs_of
 import ringred as rr
 import ringred.torch as hvd
 
+pytestmark = pytest.mark.skipif("rr.size() == 4", reason="two and three ranks run these; with four they take too long")
+
 BOUND = 1e-10
 RATE = 0.02
 Options = dict[str, Any]
