@@ -35,8 +35,6 @@ from training_data import assert_same_on_all_ranks, inputs_of
 import ringred as rr
 import ringred.torch as hvd
 
-pytestmark = pytest.mark.skipif("rr.size() == 4", reason="two and three ranks run these; with four they take too long")
-
 BOUND = 1e-10
 RATE = 0.02
 Options = dict[str, Any]
@@ -50,6 +48,13 @@ WAYS: dict[str, Options] = {
 }
 all_ways = pytest.mark.parametrize("way", ["on", "off", "small"])
 overlapping = pytest.mark.parametrize("way", ["on", "off"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def not_on_four_ranks(world: None) -> None:
+    """Two and three ranks run these tests; with four they take too long."""
+    if rr.size() == 4:
+        pytest.skip("two and three ranks run these")
 
 
 def ranks() -> range:
