@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -182,14 +183,16 @@ class DistributedOptimizer(ComposedOptimizer):
         """
         if self._closed:
             raise UsageError("A DistributedOptimizer does not step after close(); build a new one.")
+        if weight is not None:
+            _check_weight(weight)
+            if self._op != Op.Average:
+                raise UsageError(f"Weights go with op=Average: op is {self._op!r}.")
+            if self._exchange is not None and self._exchange.synchronized:
+                raise UsageError("Gradients are averages already: give the weight to clip_grad_norm_().")
         if self._deltas is not None:
             return self._deltas.step(lambda: self._inner_step(closure))
         if self._exchange is None:
             return self._inner_step(closure)
-        if weight is not None:
-            _check_weight(weight)
-            if self._exchange is not None and self._exchange.synchronized:
-                raise UsageError("Gradients are averages already: give the weight to clip_grad_norm_().")
         if isinstance(self._exchange, FusedExchange):
             return self._fused_step(self._exchange, closure, weight)
         if self._skips_synchronize and (closure is not None or not self._exchange.synchronized):
@@ -202,7 +205,7 @@ class DistributedOptimizer(ComposedOptimizer):
             result = self._inner_step(None)
         else:
             losses = LossReduction(self._channel, self._op)
-            result = self._inner_step(losses.wrap(closure, self._exchange.synchronize))
+            result = self._inner_step(losses.wrap(closure, partial(self._exchange.synchronize, weight)))
         self._exchange.finish_step()
         return result
 

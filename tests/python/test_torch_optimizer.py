@@ -883,3 +883,17 @@ def test_options_of_wrong_types(option: str, values: list[object], words: str) -
 def test_more_groups_than_parameters() -> None:
     named = list(two_layers().named_parameters())
     assert form_groups(named, 10**12) == [[index] for index in range(len(named))]
+
+
+def test_weights_are_for_averages_only() -> None:
+    for op in (rr.Sum, rr.Adasum):
+        optimizer = wrapped_sgd(two_layers(), Echo(), op=op)
+        with pytest.raises(rr.UsageError, match="Weights go with op=Average"):
+            optimizer.step(weight=2)
+
+
+def test_a_weight_reaches_the_exchange_with_a_closure_too() -> None:
+    model, channel = two_layers(), Echo()
+    optimizer = wrapped_sgd(model, channel, overlap="off")
+    optimizer.step(lambda: backward(model), weight=2)
+    assert "weight" in channel.calls
