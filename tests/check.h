@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -19,8 +20,16 @@
 
 namespace ringred::check {
 
+// Whether a sanitizer slows the program down by a factor of ten: long loops are shorter then.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;
+#else
+inline constexpr bool sanitized = false;
+#endif
+
 inline constexpr unsigned limit_seconds = 120;
-inline constexpr int most_reports = 20;  // of one test
+inline constexpr double slow_seconds = 1.0;  // tests that take longer are listed with their time
+inline constexpr int most_reports = 20;      // of one test
 
 struct Test {
   const char* name;
@@ -87,12 +96,15 @@ inline bool passes(const Test& test) {
   failures = 0;
   running = test.name;
   alarm(limit_seconds);
+  const auto began = std::chrono::steady_clock::now();
   try {
     test.body();
   } catch (const std::exception& error) {
     report(test.name, 0, std::string("uncaught: ") + error.what());
   }
   alarm(0);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  if (took.count() > slow_seconds) std::printf("%.1f s: %s\n", took.count(), test.name);
   if (failures > 0) std::fprintf(stderr, "FAILED %s (%d failed checks)\n", test.name, failures.load());
   return failures == 0;
 }

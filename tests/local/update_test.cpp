@@ -121,8 +121,10 @@ void check_result(const Setting& setting, const Slice<Real>& before, const Slice
 
 template <class Body>
 void for_each_shape_and_setting(Body body) {
+  std::size_t number = 0;
   for (const Shape& shape : shapes)
-    for (const Setting& setting : all_settings()) body(shape, setting);
+    for (const Setting& setting : all_settings())
+      if (!check::sanitized || number++ % 5 == 0) body(shape, setting);
 }
 
 template <class Real>
