@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "csrc/base/error.h"
+#include "csrc/python/tensors.h"
 #include "csrc/reduce/stream_copy.h"
 
 namespace py = pybind11;
@@ -51,6 +51,7 @@ struct State {
   std::vector<Unit> units;
   int passes = 1;
   bool paused = false;  // inside no_sync()
+  bool clear = false;   // nothing has come since a round began
   bool closed = false;  // gradients are averages: one more backward pass is unusual
   py::object unusual;   // called with a slot's number before it counts a pass that it should not get
   py::object ready;     // called with a unit's number when its last slot is complete, and whether all of its slots are
@@ -59,60 +60,11 @@ struct State {
   py::object move;  // called with (slot's number, gradient, place) for what cannot be copied as bytes
 };
 
-struct Names {
-  PyObject* grad = PyUnicode_InternFromString("grad");
-  PyObject* version = PyUnicode_InternFromString("_version");
-  PyObject* layout = PyUnicode_InternFromString("layout");
-  PyObject* dtype = PyUnicode_InternFromString("dtype");
-  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
-  PyObject* is_conj = PyUnicode_InternFromString("is_conj");
-  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
-  PyObject* data = PyUnicode_InternFromString("data");
-  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
-  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
-  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
-};
-const Names& names() {
-  static const Names all;
-  return all;
-}
-
-py::object attribute(PyObject* object, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(object, name);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
-}
-
-py::object call(PyObject* object, PyObject* method) {
-  PyObject* value = PyObject_CallMethodNoArgs(object, method);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
-}
-
-void set_attribute(PyObject* object, PyObject* name, const py::object& value) {
-  if (PyObject_SetAttr(object, name, value.ptr()) != 0) throw py::error_already_set();
-}
-
-std::uint64_t version_of(const py::object& tensor) {
-  const std::uint64_t version = PyLong_AsUnsignedLongLong(attribute(tensor.ptr(), names().version).ptr());
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return version;
-}
-
-const std::byte* address_of(const py::object& tensor) {
-  const void* address = PyLong_AsVoidPtr(call(tensor.ptr(), names().data_ptr).ptr());
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return static_cast<const std::byte*>(address);
-}
-
 // Whether a gradient can be copied to its place as bytes. One that torch conjugates or negates as it reads cannot.
 bool is_plain(const py::object& gradient, const Slot& slot) {
-  return slot.contiguous && attribute(gradient.ptr(), names().layout).is(slot.layout) &&
-         attribute(gradient.ptr(), names().dtype).is(slot.dtype) &&
-         call(gradient.ptr(), names().is_contiguous).is(py::bool_(true)) &&
-         call(gradient.ptr(), names().is_neg).is(py::bool_(false)) &&
-         (!slot.complex || call(gradient.ptr(), names().is_conj).is(py::bool_(false)));
+  return slot.contiguous && tensors::layout(gradient).is(slot.layout) && tensors::dtype(gradient).is(slot.dtype) &&
+         tensors::is_contiguous(gradient) && !tensors::is_negative(gradient) &&
+         !(slot.complex && tensors::is_conjugate(gradient));
 }
 
 void copy(std::byte* place, const std::byte* data, std::size_t bytes) {
@@ -125,8 +77,9 @@ void copy(std::byte* place, const std::byte* data, std::size_t bytes) {
 }
 
 // Takes note of the gradient, which is in its place by now.
-void complete(Slot& slot, py::object gradient) {
-  slot.version = gradient.is_none() ? 0 : version_of(gradient);
+void complete(State& state, Slot& slot, py::object gradient) {
+  state.clear = false;
+  slot.version = gradient.is_none() ? 0 : tensors::version(gradient);
   slot.sent = std::move(gradient);
   slot.complete = true;
 }
@@ -134,38 +87,37 @@ void complete(Slot& slot, py::object gradient) {
 // Whether a gradient is a part of something, as those of stacked parameters are. These have one version together: to
 // accumulate into one of them looks like a change of all. One that travels for another optimizer is left alone.
 bool is_part(const State& state, const py::object& gradient) {
-  if (!attribute(gradient.ptr(), names().layout).is(state.strided)) return false;
-  const py::object whole = call(call(gradient.ptr(), names().untyped_storage).ptr(), names().nbytes);
-  return !whole.equal(attribute(gradient.ptr(), names().nbytes)) && !py::hasattr(gradient, "_ringred_travels");
+  return tensors::layout(gradient).is(state.strided) && tensors::is_part(gradient) &&
+         !py::hasattr(gradient, "_ringred_travels");
 }
 
 bool is_elsewhere(const Slot& slot) {
-  return !slot.view.is_none() && address_of(slot.view) != slot.place;
+  return !slot.view.is_none() && tensors::address(slot.view) != slot.place;
 }
 
 // Has the view show its place again, after somebody has assigned its `data`; what was assigned goes there if it is the
 // gradient.
 void bring_back(State& state, std::size_t number, const py::object& gradient) {
   const py::object view = state.slots[number].view;
-  const py::object assigned = attribute(view.ptr(), names().data);
-  set_attribute(view.ptr(), names().data, state.slots[number].keeper);
+  const py::object assigned = tensors::data(view);
+  tensors::set_data(view, state.slots[number].keeper);
   if (gradient.is(view)) state.move(number, assigned, view);
 }
 
 // Brings a parameter's gradient to its place in the bucket, and makes that its gradient.
 void settle(State& state, std::size_t number, PyObject* parameter) {
   const py::object view = state.slots[number].view;
-  py::object gradient = attribute(parameter, names().grad);
+  py::object gradient = tensors::grad(parameter);
   if (is_elsewhere(state.slots[number])) bring_back(state, number, gradient);
   if (view.is_none() && !gradient.is_none() && is_part(state, gradient)) {
-    gradient = attribute(gradient.ptr(), names().data);  // with a version of its own
-    set_attribute(parameter, names().grad, gradient);
+    gradient = tensors::data(gradient);  // with a version of its own
+    tensors::set_grad(parameter, gradient);
   }
-  if (view.is_none() || gradient.is_none()) return complete(state.slots[number], std::move(gradient));
+  if (view.is_none() || gradient.is_none()) return complete(state, state.slots[number], std::move(gradient));
   if (!gradient.is(view)) {
     if (is_plain(gradient, state.slots[number])) {
       Slot& slot = state.slots[number];
-      const std::byte* data = address_of(gradient);
+      const std::byte* data = tensors::address(gradient);
       if (data != slot.place) {
         const auto address = reinterpret_cast<std::uintptr_t>(data);
         if (address >= state.arena_begin && address < state.arena_end)
@@ -176,15 +128,16 @@ void settle(State& state, std::size_t number, PyObject* parameter) {
     } else {
       state.move(number, gradient, view);
     }
-    set_attribute(parameter, names().grad, view);
+    tensors::set_grad(parameter, view);
   }
-  complete(state.slots[number], view);
+  complete(state, state.slots[number], view);
 }
 
 void arrive(State& state, std::size_t number, PyObject* parameter) {
   if (const Slot& slot = state.slots[number]; state.closed || slot.complete || slot.passes >= state.passes)
     state.unusual(number);
   if (state.paused) return;
+  state.clear = false;
   Slot& slot = state.slots[number];
   if (++slot.passes < state.passes) return;
   settle(state, number, parameter);
@@ -285,7 +238,7 @@ class Gradients {
       slot.sent = py::none();
       slot.view = py::reinterpret_borrow<py::object>(views[number]);
       if (slot.view.is_none()) continue;
-      slot.place = const_cast<std::byte*>(address_of(slot.view));
+      slot.place = tensors::address(slot.view);
       slot.bytes = slot.view.attr("nbytes").cast<std::size_t>();
       slot.keeper = slot.view.attr("data");
       slot.layout = slot.view.attr("layout");
@@ -304,15 +257,17 @@ class Gradients {
   void clear() {
     State& state = *state_;
     for (Unit& unit : state.units) {
-      unit.missing = 0;
+      unit.missing = 0;  // parameters may have been frozen since
       for (const std::size_t number : unit.slots) {
-        Slot& slot = state.slots[number];
-        slot.passes = 0;
-        slot.complete = false;
-        slot.sent = py::none();
-        unit.missing += attribute(parameters_[number].ptr(), names().requires_grad).is(py::bool_(true)) ? 1u : 0u;
+        if (Slot& slot = state.slots[number]; !state.clear) {
+          slot.passes = 0;
+          slot.complete = false;
+          slot.sent = py::none();
+        }
+        unit.missing += tensors::requires_grad(parameters_[number].ptr()) ? 1u : 0u;
       }
     }
+    state.clear = true;
   }
 
   // Counts a pass like the hook of `number`.
@@ -336,8 +291,8 @@ class Gradients {
     for (const std::size_t number : members) {
       if (!state_->slots[number].sent.is_none()) continue;  // it is its place already
       PyObject* parameter = parameters_[number].ptr();
-      if (kinds.at(number) != 0 && attribute(parameter, names().grad).is_none())
-        set_attribute(parameter, names().grad, state_->slots[number].view);
+      if (kinds.at(number) != 0 && tensors::grad(parameter).is_none())
+        tensors::set_grad(parameter, state_->slots[number].view);
     }
   }
 
@@ -346,7 +301,7 @@ class Gradients {
     for (std::size_t number = 0; number < parameters_.size(); ++number) complete(number);
   }
   void complete(std::size_t number) {
-    ringred::complete(state_->slots.at(number), attribute(parameters_.at(number).ptr(), names().grad));
+    ringred::complete(*state_, state_->slots.at(number), tensors::grad(parameters_.at(number).ptr()));
   }
 
   // The first slot whose gradient has changed since it was complete; -1: none.
@@ -354,8 +309,8 @@ class Gradients {
     for (std::size_t number = 0; number < parameters_.size(); ++number) {
       const Slot& slot = state_->slots[number];
       if (!slot.complete) continue;
-      const py::object gradient = attribute(parameters_[number].ptr(), names().grad);
-      if (!gradient.is(slot.sent) || (!gradient.is_none() && version_of(gradient) != slot.version) ||
+      const py::object gradient = tensors::grad(parameters_[number].ptr());
+      if (!gradient.is(slot.sent) || (!gradient.is_none() && tensors::version(gradient) != slot.version) ||
           (gradient.is(slot.view) && is_elsewhere(slot)))
         return static_cast<int>(number);
     }
@@ -370,12 +325,24 @@ class Gradients {
       const Slot& slot = state_->slots[number];
       const bool sent = started.at(static_cast<std::size_t>(slot.unit));
       if (!sent && !own) continue;
-      const py::object gradient = sent ? slot.sent : attribute(parameters_[number].ptr(), names().grad);
+      const py::object gradient = sent ? slot.sent : tensors::grad(parameters_[number].ptr());
       if (gradient.is_none()) continue;
-      const bool dense = gradient.is(slot.view) || attribute(gradient.ptr(), names().layout).is(strided_);
+      const bool dense = gradient.is(slot.view) || tensors::layout(gradient).is(strided_);
       all[number] = dense ? 1 : 2;
     }
     return all;
+  }
+
+  // The units all of whose slots are complete.
+  std::vector<std::size_t> complete_units() const {
+    std::vector<std::size_t> found;
+    for (std::size_t number = 0; number < state_->units.size(); ++number) {
+      const std::vector<std::size_t>& members = state_->units[number].slots;
+      if (std::all_of(members.begin(), members.end(),
+                      [this](std::size_t slot) { return state_->slots[slot].complete; }))
+        found.push_back(number);
+    }
+    return found;
   }
 
   // Whether some slot has got all its passes.
@@ -387,8 +354,7 @@ class Gradients {
 
   // Whether the slot has got all passes that it can get.
   bool is_through(std::size_t number) const {
-    return state_->slots.at(number).passes >= state_->passes ||
-           attribute(parameters_.at(number).ptr(), names().requires_grad).is(py::bool_(false));
+    return state_->slots.at(number).passes >= state_->passes || !tensors::requires_grad(parameters_.at(number).ptr());
   }
 
   int passes_of(std::size_t number) const { return state_->slots.at(number).passes; }
@@ -426,6 +392,7 @@ void bind_gradients(py::module_& module) {
       .def("complete_all", &Gradients::complete_all)
       .def("first_changed", &Gradients::first_changed)
       .def("kinds", &Gradients::kinds, py::arg("started"), py::arg("own"))
+      .def("complete_units", &Gradients::complete_units)
       .def("pending", &Gradients::pending)
       .def("is_through", &Gradients::is_through, py::arg("number"))
       .def("passes_of", &Gradients::passes_of, py::arg("number"))

@@ -9,7 +9,7 @@ the bucket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,9 +63,9 @@ class BucketParcel:
         """After the end, this rank's part of the sum of squares, where it was asked for."""
         return float(self._handle.squares) if self._measures else None
 
-    def deliver(self, kinds: Mapping[int, int]) -> None:
+    def deliver(self, kinds: bytes) -> None:
         """Make the places the gradients of those parameters that had none, and for which some rank had one."""
-        self._deliver(bytes(min(kind, 1) for kind in kinds.values()))
+        self._deliver(kinds)
 
     def release(self) -> None:
         """Nothing is claimed: who shares a parameter finds its gradient in the arena."""

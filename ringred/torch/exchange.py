@@ -9,8 +9,9 @@ where ranks see each other's arenas and nothing is to be done to the numbers.
 A round:
   1. A hook on each parameter counts its passes. When all gradients of a unit are there, it sends them off, under the
      unit's name: the engine pairs them with those of the other ranks in any order.
-  2. `synchronize` sends flags, one byte a parameter, of which all ranks get the maximum: whether a rank has a gradient,
-     and of which kind. Another byte for each rank tells whether it steps on the round or drops it.
+  2. `synchronize` sends the buckets that are complete, then flags, one byte a parameter, of which all ranks get the
+     maximum: whether a rank has a gradient, and of which kind. Another byte for each rank tells whether it steps on the
+     round or drops it.
   3. Units with a gradient on some rank that this rank has not sent yet it sends now, with zeros for what it lacks.
   4. When everything is back, gradients are replaced. One that is None on all ranks stays None, so that optimizers skip
      the parameter exactly as they do in a single process.
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +41,7 @@ from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.buckets import BucketParcel
 from ringred.torch.hooks import attach
 from ringred.torch.overlap import Overlap
-from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Slot, check_unclaimed, kind_of
+from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Kinds, Slot, check_unclaimed, kind_of
 from ringred.torch.scaling import scale, squares_of
 from ringred.torch.stopwatch import Stopwatch
 from ringred.torch.units import Unit, first_units, in_buckets, indices_of
@@ -157,7 +158,7 @@ class GradientExchange:
             unit.squares = one
         if self._carrier.op != Op.Average:
             self._gradients.complete_all()  # see _begin_after_synchronize
-        self._kinds = bytes(kinds.values())
+        self._kinds = kinds
         self._set_synchronized(True)
 
     def clip(self, max_norm: float, weight: float | None = None) -> float:
@@ -270,12 +271,17 @@ class GradientExchange:
             self._order.append(number)
             return
         unit = self._units[number]
-        if not self._overlap.now:
-            return
-        if through or all(self._gradients.is_through(slot.index) for slot in unit.slots):
-            kinds = {slot.index: self._kind_of(slot.parameter.grad) for slot in unit.slots}
+        if self._overlap.now and (through or all(self._gradients.is_through(slot.index) for slot in unit.slots)):
+            slots = unit.slots if unit.bucket is None else ()
             with self.stopwatch.running():
-                self._send(unit, kinds, own=True)
+                self._send(unit, {slot.index: self._kind_of(slot.parameter.grad) for slot in slots}, own=True)
+
+    def _send_complete(self) -> None:
+        """Send the buckets that other ranks will not do without, whatever their flags say."""
+        for number in self._gradients.complete_units():
+            unit = self._units[number]
+            if unit.bucket is not None and unit.parcel is None:
+                self._send(unit, {}, own=True)  # a bucket has places for gradients of any kind
 
     def _move(self, index: int, gradient: torch.Tensor, place: torch.Tensor) -> None:
         """Bring a gradient to its place that cannot be copied as plain bytes."""
@@ -329,7 +335,7 @@ class GradientExchange:
         kind = kind_of(gradient)
         return min(kind, DENSE) if self._sparse_as_dense else kind
 
-    def _send(self, unit: Unit, kinds: Mapping[int, int], own: bool) -> None:
+    def _send(self, unit: Unit, kinds: Kinds, own: bool) -> None:
         number = self._units.index(unit)
         if unit.bucket is not None:
             self._gradients.fill(number, own)
@@ -373,9 +379,11 @@ class GradientExchange:
     def _scale(self, factor: float) -> None:
         scale([slot.parameter.grad for slot in self._slots if slot.parameter.grad is not None], factor)
 
-    def _finish(self, intent: int, weight: float = 1.0) -> dict[int, int]:
+    def _finish(self, intent: int, weight: float = 1.0) -> bytes:
         """Complete what any rank has begun, and return the kinds of gradients by slot index (phases 2 and 3)."""
         self._agree_on_layout()
+        if intent == STEPS:
+            self._send_complete()
         kinds, intents = self._exchange_flags(intent)
         if set(intents) - {0} == {WEIGHS}:
             self._weigh(weight)
@@ -396,17 +404,17 @@ class GradientExchange:
             )
         return kinds
 
-    def _exchange_flags(self, intent: int) -> tuple[dict[int, int], list[int]]:
+    def _exchange_flags(self, intent: int) -> tuple[bytes, bytes]:
         started = [unit.parcel is not None for unit in self._units]
         own = bytearray(self._gradients.kinds(started, intent != DROPS))
-        for index, kind in enumerate(own):
+        for index, kind in enumerate(own) if max(own, default=NONE) > DENSE else ():
             if kind > DENSE:  # of another layout: which one?
                 own[index] = self._kind_of(self._slots[index].parameter.grad)
-        intents = [intent if rank == self._channel.rank else 0 for rank in range(self._channel.size)]
-        flags = torch.frombuffer(own + bytes(intents), dtype=torch.uint8)
-        self._channel.allreduce_([flags], Op.Max, "flags").wait()
-        values: list[int] = flags.tolist()
-        return dict(enumerate(values[: len(own)])), values[len(own) :]
+        intents = bytearray(self._channel.size)
+        intents[self._channel.rank] = intent
+        flags = own + intents
+        self._channel.allreduce_([torch.frombuffer(flags, dtype=torch.uint8)], Op.Max, "flags").wait()
+        return bytes(flags[: len(own)]), bytes(flags[len(own) :])
 
     def _who(self, intents: Sequence[int], wanted: int) -> str:
         pairs = zip(self._channel.ranks, intents, strict=True)

@@ -6,7 +6,7 @@ never stored, but for keep_gradients=True.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -17,7 +17,7 @@ from ringred.torch.agreement import NamedTensor
 from ringred.torch.exchange import GradientExchange
 from ringred.torch.fused import FusedStep
 from ringred.torch.overlap import Overlap
-from ringred.torch.parcels import CLAIM, Carrier
+from ringred.torch.parcels import CLAIM, Carrier, Kinds
 from ringred.torch.units import Unit
 
 
@@ -118,7 +118,7 @@ class FusedExchange(GradientExchange):
         except UsageError:  # on all ranks: weights that add up to 0
             self._clear()
             raise
-        self._kinds = bytes(kinds.values())
+        self._kinds = kinds
         self._finished = True
 
     @property
@@ -148,12 +148,15 @@ class FusedExchange(GradientExchange):
     def _note_ready(self, number: int, through: bool) -> None:
         pass
 
+    def _send_complete(self) -> None:
+        pass
+
     def _move(self, index: int, gradient: torch.Tensor, place: torch.Tensor) -> None:
         if gradient.dtype != place.dtype:  # that of a parameter that was cast
             self.fused.check_in_place()
         super()._move(index, gradient, place)
 
-    def _send(self, unit: Unit, kinds: Mapping[int, int], own: bool) -> None:
+    def _send(self, unit: Unit, kinds: Kinds, own: bool) -> None:
         self._gradients.fill(self._units.index(unit), own)
 
 

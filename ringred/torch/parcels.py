@@ -21,6 +21,9 @@ from ringred.torch.channel import Channel, Waitable
 from ringred.torch.compression import Compression, wire_of
 from ringred.torch.places import put_back, writable
 
+Kinds = Mapping[int, int] | bytes
+"""What gradients are, by slot index: NONE, DENSE, or more."""
+
 NONE, DENSE = 0, 1
 """Kinds of gradients; DENSE + k is a sparse one with k indexed dimensions. The larger one wins between ranks."""
 
@@ -112,7 +115,7 @@ class Parcel:
         for _, handle in self._sparse:
             handle.wait()
 
-    def deliver(self, kinds: Mapping[int, int]) -> None:
+    def deliver(self, kinds: Kinds) -> None:
         """Make the results the gradients of those parameters for which some rank had one; `kinds` is by slot index."""
         for slot, message, context in self._dense:
             if kinds[slot.index] == NONE:
@@ -139,7 +142,7 @@ class Carrier:
         self._factors = (1.0 / predivide_factor, predivide_factor)
         self.is_plain = compression is Compression.none and predivide_factor == 1.0  # numbers travel as they are
 
-    def send(self, slots: Sequence[Slot], name: str, kinds: Mapping[int, int], own: bool) -> Parcel:
+    def send(self, slots: Sequence[Slot], name: str, kinds: Kinds, own: bool) -> Parcel:
         """Start the exchange of the gradients of these slots as one group, sparse ones each by itself.
 
         Args:

@@ -76,7 +76,7 @@ def test_overlap_off_sends_in_step() -> None:
         assert channel.calls == []
         optimizer.step()
         optimizer.zero_grad()
-    assert channel.calls == ["flags", "bucket.0.2.bias"]
+    assert channel.calls == ["bucket.0.2.bias", "flags"]
 
 
 def test_auto_tries_both_ways_and_decides_once() -> None:
