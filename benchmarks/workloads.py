@@ -37,6 +37,7 @@ MODES = ("none", "ringred", *(["fused"] if HAS_FUSED else []), "ddp")
 Batch = tuple[Tensor, Tensor]
 WIDE, TINY, TINY_LAYERS = 2048, 32, 400
 CLASSES = 10
+CHANNELS = (32, 64, 128, 256)
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 8192, 128, 512, 8, 6
 
 
@@ -127,11 +128,11 @@ def wide_layers(seed: int) -> Workload:
 def residual_network(seed: int) -> Workload:
     """Workload b."""
     torch.manual_seed(seed)
-    widths = (32, 64, 128, 256)
-    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
-    for before, width in zip((widths[0], *widths), widths, strict=False):
+    first = CHANNELS[0]
+    layers: list[nn.Module] = [nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
+    for before, width in zip((first, *CHANNELS), CHANNELS, strict=False):
         layers += [BasicBlock(before, width, 1 if before == width else 2), BasicBlock(width, width, 1)]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS[-1], CLASSES)]
 
     def pictures(generator: Generator) -> Batch:
         targets = torch.randint(CLASSES, (16,), generator=generator)
