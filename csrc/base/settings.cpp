@@ -11,7 +11,7 @@
 namespace ringred {
 namespace {
 
-constexpr std::array<SettingInfo, 18> table{{
+constexpr std::array<SettingInfo, 19> table{{
     {"RINGRED_TIMEOUT_SECONDS", "1800", true, "How long a rank waits for a peer before it raises; 0 waits for ever."},
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
@@ -35,6 +35,8 @@ constexpr std::array<SettingInfo, 18> table{{
      "How ranks meet: mpi, store (torchrun), single, or auto (what the launcher says)."},
     {"RINGRED_OVERLAP", "auto", false,
      "Whether a DistributedOptimizer sends gradients during the backward pass: on, off, or auto (measured)."},
+    {"RINGRED_GRADIENT_POOL", "on", false,
+     "Whether autograd gets memory for large gradients from the arena, which saves a copy of each: on or off."},
     {"RINGRED_TIMELINE", "", false,
      "A file into which all ranks write a Chrome trace of their operations, from init() on; for ui.perfetto.dev."},
     {"RINGRED_FLIGHT_RECORDER", "", false,

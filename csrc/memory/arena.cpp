@@ -91,6 +91,11 @@ void Arena::retire() {
   retired_ = true;
 }
 
+bool Arena::retired() {
+  const std::lock_guard lock(mutex_);
+  return retired_;
+}
+
 std::size_t Arena::location(const void* data, std::size_t bytes) const {
   const auto base = reinterpret_cast<std::uintptr_t>(segment_.base());
   const auto address = reinterpret_cast<std::uintptr_t>(data);

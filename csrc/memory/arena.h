@@ -52,6 +52,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
 
   // Freed memory is not used again from now on: a peer that was cut off in the middle of a call may still write to it.
   void retire();
+  bool retired();
 
   Segment& segment() { return segment_; }
 

@@ -157,6 +157,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("rank", [](PythonEngine& self) { return self->rank(); })
       .def_property_readonly("size", [](PythonEngine& self) { return self->size(); })
       .def_property_readonly("arena", [](PythonEngine& self) { return self->arena(); })
+      .def("let_go", &PythonEngine::let_go)
       .def(
           "submit",
           [](const std::shared_ptr<PythonEngine>& self, std::uint32_t group, std::string_view kind,

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/memory/pool.h"
 #include "csrc/python/tensors.h"
 #include "csrc/reduce/stream_copy.h"
 
@@ -37,12 +38,17 @@ struct Slot {
   py::object layout{}, dtype{};  // of the view
   py::object keeper{};  // a second tensor of the place: what the view is to show again if its data was assigned
   bool contiguous = false, complex = false;
+  bool pooled = false;  // it travels from where autograd has put it, if that is in the pool; the view comes when needed
+  const std::byte* at = nullptr;  // where it lies there
 };
 
 struct Unit {
   std::vector<std::size_t> slots;
   std::size_t missing = 0;  // slots that are not complete
 };
+
+// Marks a gradient that travels from where it lies, so that no other optimizer takes it.
+constexpr const char* claim = "_ringred_travels";
 
 // Shared with the hooks, which parameters own: so it holds no parameter, or there would be cycles through torch that
 // Python cannot collect.
@@ -57,6 +63,9 @@ struct State {
   py::object ready;     // called with a unit's number when its last slot is complete, and whether all of its slots are
   std::uintptr_t arena_begin = 0, arena_end = 0;  // a gradient that lies there belongs to somebody
   py::object strided;                             // torch.strided
+  std::shared_ptr<Pool> pool;                     // null: no slot is pooled
+  py::object make_view;                           // called with a pooled slot's number for its view
+  std::size_t waiting = 0;                        // units with missing slots
   py::object move;  // called with (slot's number, gradient, place) for what cannot be copied as bytes
 };
 
@@ -87,8 +96,7 @@ void complete(State& state, Slot& slot, py::object gradient) {
 // Whether a gradient is a part of something, as those of stacked parameters are. These have one version together: to
 // accumulate into one of them looks like a change of all. One that travels for another optimizer is left alone.
 bool is_part(const State& state, const py::object& gradient) {
-  return tensors::layout(gradient).is(state.strided) && tensors::is_part(gradient) &&
-         !py::hasattr(gradient, "_ringred_travels");
+  return tensors::layout(gradient).is(state.strided) && tensors::is_part(gradient) && !py::hasattr(gradient, claim);
 }
 
 bool is_elsewhere(const Slot& slot) {
@@ -104,10 +112,41 @@ void bring_back(State& state, std::size_t number, const py::object& gradient) {
   if (gradient.is(view)) state.move(number, assigned, view);
 }
 
-// Brings a parameter's gradient to its place in the bucket, and makes that its gradient.
+// Whether a gradient can be reduced where autograd has put it: in a block of the pool that is its alone.
+bool is_in_pool(const State& state, const Slot& slot, const py::object& gradient) {
+  return slot.pooled && is_plain(gradient, slot) && state.pool->holds(tensors::address(gradient), slot.bytes) &&
+         !tensors::requires_grad(gradient.ptr()) && tensors::is_alone(gradient) && !py::hasattr(gradient, claim);
+}
+
+void set_view(Slot& slot, py::object view) {
+  slot.view = std::move(view);
+  slot.place = tensors::address(slot.view);
+  slot.keeper = slot.view.attr("data");
+}
+
+void ensure_view(State& state, std::size_t number) {
+  if (!state.slots[number].pooled || !state.slots[number].view.is_none()) return;
+  py::object view = state.make_view(number);
+  set_view(state.slots[number], std::move(view));
+}
+
+// Gives up the mark of a gradient in the pool.
+void unclaim(Slot& slot) {
+  if (slot.at == nullptr) return;
+  slot.at = nullptr;
+  if (py::hasattr(slot.sent, claim)) py::delattr(slot.sent, claim);
+}
+
+// Has a gradient in its place: where it is in the pool, or in the bucket, which then is the parameter's gradient.
 void settle(State& state, std::size_t number, PyObject* parameter) {
-  const py::object view = state.slots[number].view;
   py::object gradient = tensors::grad(parameter);
+  if (!gradient.is_none() && is_in_pool(state, state.slots[number], gradient)) {
+    py::setattr(gradient, claim, py::bool_(true));
+    state.slots[number].at = tensors::address(gradient);
+    return complete(state, state.slots[number], std::move(gradient));
+  }
+  if (!gradient.is_none()) ensure_view(state, number);
+  const py::object view = state.slots[number].view;
   if (is_elsewhere(state.slots[number])) bring_back(state, number, gradient);
   if (view.is_none() && !gradient.is_none() && is_part(state, gradient)) {
     gradient = tensors::data(gradient);  // with a version of its own
@@ -138,11 +177,13 @@ void arrive(State& state, std::size_t number, PyObject* parameter) {
     state.unusual(number);
   if (state.paused) return;
   state.clear = false;
+  if (state.pool && state.waiting > 0) state.pool->arm(true);
   Slot& slot = state.slots[number];
   if (++slot.passes < state.passes) return;
   settle(state, number, parameter);
   Unit& unit = state.units.at(static_cast<std::size_t>(slot.unit));
   if (unit.missing == 0 || --unit.missing > 0) return;
+  if (--state.waiting == 0 && state.pool) state.pool->arm(false);
   bool all = true;
   for (const std::size_t member : unit.slots) all = all && state.slots[member].complete;
   state.ready(state.slots[number].unit, all);
@@ -220,9 +261,11 @@ class Gradients {
     return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(hook));
   }
 
-  // `units` lists the slots of each, every slot once; `views` the places of the slots in buckets, or None.
+  // `units` lists the slots of each, every slot once; `views` the places of the slots in buckets, or None. Those of
+  // `pooled`, which have no view yet, travel from where they lie in the pool; `make_view` makes the view of one.
   void arrange(const std::vector<std::vector<std::size_t>>& units, const py::list& views,
-               std::pair<std::uintptr_t, std::uintptr_t> arena) {
+               std::pair<std::uintptr_t, std::uintptr_t> arena, std::shared_ptr<Pool> pool,
+               const std::vector<std::size_t>& pooled, py::object make_view) {
     State& state = *state_;
     std::vector<int> unit_of(state.slots.size(), -1);
     for (std::size_t unit = 0; unit < units.size(); ++unit)
@@ -238,14 +281,18 @@ class Gradients {
       slot.sent = py::none();
       slot.view = py::reinterpret_borrow<py::object>(views[number]);
       if (slot.view.is_none()) continue;
-      slot.place = tensors::address(slot.view);
-      slot.bytes = slot.view.attr("nbytes").cast<std::size_t>();
-      slot.keeper = slot.view.attr("data");
-      slot.layout = slot.view.attr("layout");
-      slot.dtype = slot.view.attr("dtype");
-      slot.contiguous = slot.view.attr("is_contiguous")().cast<bool>();
-      slot.complex = slot.view.attr("is_complex")().cast<bool>();
+      describe(slot, slot.view);
+      set_view(slot, slot.view);
     }
+    for (const std::size_t number : pooled) {
+      if (!pool || !slots.at(number).view.is_none())
+        throw std::invalid_argument("a pooled slot has a pool and no view");
+      describe(slots[number], parameters_.at(number));
+      slots[number].pooled = true;
+    }
+    for (Slot& slot : state.slots) unclaim(slot);
+    state.pool = std::move(pool);
+    state.make_view = std::move(make_view);
     state.slots.swap(slots);
     std::tie(state.arena_begin, state.arena_end) = arena;
     state.units.clear();
@@ -253,19 +300,28 @@ class Gradients {
     clear();
   }
 
+  // Gradients are to come: let autograd take memory of the pool.
+  void expect() {
+    if (state_->pool && state_->waiting > 0) state_->pool->arm(true);
+  }
+
   // A new round.
   void clear() {
     State& state = *state_;
+    if (state.pool) state.pool->arm(false);
+    state.waiting = 0;
     for (Unit& unit : state.units) {
       unit.missing = 0;  // parameters may have been frozen since
       for (const std::size_t number : unit.slots) {
         if (Slot& slot = state.slots[number]; !state.clear) {
           slot.passes = 0;
           slot.complete = false;
+          unclaim(slot);
           slot.sent = py::none();
         }
         unit.missing += tensors::requires_grad(parameters_[number].ptr()) ? 1u : 0u;
       }
+      state.waiting += unit.missing > 0 ? 1u : 0u;
     }
     state.clear = true;
   }
@@ -279,9 +335,10 @@ class Gradients {
     const std::vector<std::size_t> members = state_->units.at(unit).slots;
     for (const std::size_t number : members) {
       if (own && !state_->slots[number].complete) settle(*state_, number, parameters_[number].ptr());
-      Slot& slot = state_->slots[number];
-      if (!own && is_elsewhere(slot)) bring_back(*state_, number, py::none());
-      if (!own || slot.sent.is_none()) std::memset(slot.place, 0, slot.bytes);
+      if (own && !state_->slots[number].sent.is_none()) continue;
+      ensure_view(*state_, number);
+      if (is_elsewhere(state_->slots[number])) bring_back(*state_, number, py::none());
+      std::memset(state_->slots[number].place, 0, state_->slots[number].bytes);
     }
   }
 
@@ -311,7 +368,8 @@ class Gradients {
       if (!slot.complete) continue;
       const py::object gradient = tensors::grad(parameters_[number].ptr());
       if (!gradient.is(slot.sent) || (!gradient.is_none() && tensors::version(gradient) != slot.version) ||
-          (gradient.is(slot.view) && is_elsewhere(slot)))
+          (gradient.is(slot.view) && is_elsewhere(slot)) ||
+          (slot.at != nullptr && tensors::address(gradient) != slot.at))
         return static_cast<int>(number);
     }
     return -1;
@@ -362,6 +420,15 @@ class Gradients {
   State& state() const { return *state_; }
 
  private:
+  // What a slot's gradients have to be like to travel as bytes: like this tensor.
+  static void describe(Slot& slot, const py::object& like) {
+    slot.bytes = like.attr("nbytes").cast<std::size_t>();
+    slot.layout = like.attr("layout");
+    slot.dtype = like.attr("dtype");
+    slot.contiguous = like.attr("is_contiguous")().cast<bool>();
+    slot.complex = like.attr("is_complex")().cast<bool>();
+  }
+
   std::vector<py::object> parameters_;
   const py::object strided_ = py::module_::import("torch").attr("strided");
   std::shared_ptr<State> state_ = std::make_shared<State>();
@@ -383,7 +450,9 @@ void bind_gradients(py::module_& module) {
           "closed", [](const Gradients& self) { return self.state().closed; },
           [](Gradients& self, bool closed) { self.state().closed = closed; })
       .def("hook", &Gradients::hook, py::arg("number"))
-      .def("arrange", &Gradients::arrange, py::arg("units"), py::arg("views"), py::arg("arena"))
+      .def("arrange", &Gradients::arrange, py::arg("units"), py::arg("views"), py::arg("arena"),
+           py::arg("pool") = nullptr, py::arg("pooled") = std::vector<std::size_t>{}, py::arg("make_view") = py::none())
+      .def("expect", &Gradients::expect)
       .def("clear", &Gradients::clear)
       .def("arrive", &Gradients::arrive, py::arg("number"))
       .def("fill", &Gradients::fill, py::arg("unit"), py::arg("own"))

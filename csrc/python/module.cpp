@@ -7,6 +7,7 @@
 #include "csrc/python/gradients.h"
 #include "csrc/python/guarded.h"
 #include "csrc/python/outside.h"
+#include "csrc/python/pool.h"
 #include "csrc/python/schedules.h"
 #include "csrc/python/settings.h"
 #include "csrc/python/updates.h"
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_core, module) {
   ringred::bind_schedules(module);
   ringred::bind_engine(module);
   ringred::bind_updates(module);
+  ringred::bind_pool(module);
   ringred::bind_gradients(module);
   ringred::bind_guarded(module);
   ringred::bind_communicator(module);

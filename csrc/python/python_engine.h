@@ -44,9 +44,11 @@ class PythonEngine {
   std::shared_ptr<Operation> submit(std::uint32_t group, Request request, KeptArrays kept, bool waits);
   void set_stack_source(int signal, int descriptor);
 
+  // Drops what operations hold that have ended; the next submission does the same.
+  void let_go();
+
  private:
   void check_free(const Request& request);
-  void let_go();
 
   struct InUse {
     std::shared_ptr<Operation> operation;

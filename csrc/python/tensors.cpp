@@ -78,6 +78,11 @@ const Property& grad_property() {
   return property;
 }
 
+py::object storage(const py::object& tensor) {
+  static const Method method("untyped_storage");
+  return method.of(tensor.ptr());
+}
+
 const Property& data_property() {
   static const Property property("data");
   return property;
@@ -131,10 +136,18 @@ void set_data(const py::object& tensor, const py::object& data) {
 }
 
 bool is_part(const py::object& tensor) {
-  static const Method untyped_storage("untyped_storage");
   static const Property nbytes("nbytes");
-  const py::object whole = stolen(PyObject_CallMethod(untyped_storage.of(tensor.ptr()).ptr(), "nbytes", nullptr));
+  const py::object whole = stolen(PyObject_CallMethod(storage(tensor).ptr(), "nbytes", nullptr));
   return !whole.equal(nbytes.of(tensor.ptr()));
+}
+
+// The owners are the tensor and the storage object of this call. A torch that does not tell has none that is alone.
+bool is_alone(const py::object& tensor) {
+  static const py::handle count =
+      py::getattr(py::module_::import("torch").attr("_C"), "_storage_Use_Count", py::none()).release();
+  if (count.is_none()) return false;
+  const py::object own = storage(tensor);
+  return count(own.attr("_cdata")).cast<long>() == 2;
 }
 
 bool is_contiguous(const py::object& tensor) {

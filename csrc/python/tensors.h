@@ -25,6 +25,9 @@ void set_data(const pybind11::object& tensor, const pybind11::object& data);
 
 // Whether it is a part of its storage.
 bool is_part(const pybind11::object& tensor);
+
+// Whether no other tensor has its storage.
+bool is_alone(const pybind11::object& tensor);
 bool is_contiguous(const pybind11::object& tensor);
 
 // Whether torch conjugates or negates its elements as it reads them.

@@ -61,6 +61,7 @@ class Engine : Driven {
 
   // The addresses of this rank's segment, [first, second).
   std::pair<std::uintptr_t, std::uintptr_t> arena() const;
+  const std::shared_ptr<Arena>& arena_memory() const { return setup_.arena; }
 
   // Where an array lies in this rank's segment: in the arena, of which all ranks have a view. Throws a usage error for
   // other memory. And where that is for this process.

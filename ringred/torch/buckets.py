@@ -26,19 +26,44 @@ ALIGNMENT = 64
 FIRST_BYTES = 1 << 20
 """The first bucket is small, so that the exchange begins early."""
 
+ALONE_BYTES = 1 << 20
+"""A gradient from this size on has a bucket of its own."""
+
 
 class Bucket:
-    """Places for the gradients of some parameters of one dtype; a flat tensor of them all, and one view of each."""
+    """Places for the gradients of some parameters of one dtype; a flat tensor of them all, and one view of each.
 
-    def __init__(self, parameters: Sequence[torch.Tensor], channel: ArenaChannel) -> None:
-        size = parameters[0].element_size()
-        self.offsets, count = lay_out([parameter.numel() for parameter in parameters], size)
-        self.block = channel.allocate(max(count, 1) * size)
-        dtype = parameters[0].dtype
-        self.flat = torch.from_numpy(self.block).view(dtype)[:count]
-        self.views = [
-            view_of(self.block, begin, parameter) for begin, parameter in zip(self.offsets, parameters, strict=True)
-        ]
+    Args:
+        parameters: whose gradients they are.
+        channel: where the memory comes from.
+        lazy: take the memory with the first `make`, since gradients usually lie elsewhere in the arena.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], channel: ArenaChannel, lazy: bool = False) -> None:
+        self.dtype = parameters[0].dtype
+        self.lazy = lazy
+        self._parameters = parameters
+        self._channel = channel
+        self.offsets, count = lay_out([one.numel() for one in parameters], parameters[0].element_size())
+        # Elsewhere a lazy one's gradient has no padding; and what has no element has no place.
+        self._count = parameters[0].numel() if lazy else max(count, 1)
+        self.views: list[torch.Tensor] = []
+        if not lazy:
+            self.make()
+
+    def make(self) -> None:
+        """Take the memory."""
+        size = self._parameters[0].element_size()
+        self.block = block = self._channel.allocate(self._count * size)
+        self.flat = torch.from_numpy(block).view(self.dtype)[: self._count]
+        pairs = zip(self.offsets, self._parameters, strict=True)
+        self.views = [view_of(block, begin, parameter) for begin, parameter in pairs]
+
+    def array(self, gradient: torch.Tensor | None) -> torch.Tensor:
+        """What travels: a lazy bucket's only gradient if it does not lie in the bucket, or the bucket."""
+        if gradient is None or any(gradient is view for view in self.views):
+            return self.flat
+        return gradient.view(-1)
 
 
 class BucketParcel:
@@ -93,19 +118,28 @@ def view_of(block: np.ndarray[Any, np.dtype[np.uint8]], begin: int, like: torch.
     return flat.as_strided(like.shape, dense)
 
 
+def travels_alone(slot: Slot) -> bool:
+    """Whether a gradient is large enough for a bucket of its own."""
+    return slot.parameter.nbytes >= ALONE_BYTES
+
+
 def pack_into_buckets(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
     """Cut slots, in the order in which they should travel, into runs of one dtype of at most `limit` bytes each.
 
-    One that is larger than that travels alone.
+    One that is larger than that, or than ALONE_BYTES, travels alone.
     """
     buckets: list[list[Slot]] = []
+    last: list[Slot] = []
     filled = 0
     for slot in slots:
         size = slot.parameter.nbytes
+        if travels_alone(slot):
+            buckets.append([slot])
+            continue
         room = min(limit, FIRST_BYTES) if len(buckets) == 1 else limit
-        if not buckets or buckets[-1][0].parameter.dtype != slot.parameter.dtype or filled + size > room:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(slot)
+        if not last or last[-1].parameter.dtype != slot.parameter.dtype or filled + size > room:
+            last, filled = [], 0
+            buckets.append(last)
+        last.append(slot)
         filled += size
     return buckets

@@ -17,6 +17,7 @@ from ringred.objects import allgather_object
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.replicas import check_replicas
+from ringred.torch.gradient_pool import gradient_pool, works
 from ringred.torch.sparse import sparse_allreduce_async
 
 
@@ -75,6 +76,15 @@ class ArenaChannel(Channel, Protocol):
 
     def allocate(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Zeroed bytes of this rank's arena."""
+
+    def lends_memory(self) -> bool:
+        """Whether torch can compute gradients into a pool in this rank's arena."""
+
+    def let_go(self) -> None:
+        """Drop the arrays of operations that have ended."""
+
+    def pool(self, sizes: Sequence[int]) -> _core.Pool:
+        """Memory of this rank's arena for gradients of these sizes in bytes."""
 
     def reduce_in_place(self, array: torch.Tensor, op: Op, name: str, norm: bool = False) -> Waitable:
         """Start the reduction of a flat tensor of the arena, where it lies, on all ranks.
@@ -144,6 +154,18 @@ class EngineChannel:
     def allocate(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Take memory of the arena."""
         return empty(size, np.uint8)
+
+    def lends_memory(self) -> bool:
+        """Try it."""
+        return works(world.engine())
+
+    def let_go(self) -> None:
+        """Do not wait for the next submission."""
+        world.engine().let_go()
+
+    def pool(self, sizes: Sequence[int]) -> _core.Pool:
+        """Make a pool."""
+        return gradient_pool(world.engine(), sizes)
 
     def reduce_in_place(self, array: torch.Tensor, op: Op, name: str, norm: bool = False) -> _core.Operation:
         """Submit an allreduce in place."""

@@ -38,7 +38,7 @@ from ringred.errors import MismatchError, UsageError
 from ringred.ops import Op
 from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
-from ringred.torch.buckets import BucketParcel
+from ringred.torch.buckets import Bucket, BucketParcel
 from ringred.torch.hooks import attach
 from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Kinds, Slot, check_unclaimed, kind_of
@@ -105,6 +105,7 @@ class GradientExchange:
         self._clock = StepClock(self._channel)
         self._measures = False  # averages are measured on the way, since they are clipped
         self._views: list[Any] = []
+        self._lazy: dict[int, Bucket] = {}  # by slot: buckets of gradients that are to lie in the pool
         receiver = weakref.ref(self)
         self._gradients = _core.Gradients(
             [slot.parameter for slot in self._slots],
@@ -115,7 +116,7 @@ class GradientExchange:
         self._gradients.passes = passes
         self._gradients.arrange(indices_of(self._units), [None] * len(self._slots), (0, 0))
         detach = attach(self, [slot.parameter for slot in self._slots], self._gradients.hook)
-        unclaim = weakref.finalize(self, _unclaim, self._views)
+        unclaim = weakref.finalize(self, _unclaim, self._views, self._gradients)
         unclaim.atexit = False
         self.close: Callable[[], object] = lambda: (detach(), unclaim())
 
@@ -204,6 +205,7 @@ class GradientExchange:
                 self._finish(DROPS)
         self._clear()
         self._set_synchronized(False)
+        self._gradients.expect()
 
     def reset(self) -> None:
         """Forget the passes that were counted.
@@ -325,11 +327,26 @@ class GradientExchange:
         self._units = units
         views: list[Any] = [None] * len(self._slots)
         for unit in units:
+            if unit.bucket is not None and unit.bucket.lazy:
+                self._lazy[unit.slots[0].index] = unit.bucket
             for slot, view in zip(unit.slots, unit.bucket.views if unit.bucket else [], strict=False):
-                setattr(view, CLAIM, True)
-                views[slot.index] = view
-        self._views.extend(view for view in views if view is not None)
-        self._gradients.arrange(indices_of(units), views, channel.arena)
+                views[slot.index] = self._claimed(view)
+        pool = channel.pool([self._slots[index].parameter.nbytes for index in self._lazy]) if self._lazy else None
+        receiver = weakref.ref(self)
+        self._gradients.arrange(
+            indices_of(units), views, channel.arena, pool, [*self._lazy], lambda index: _alive(receiver)._make(index)
+        )
+
+    def _make(self, index: int) -> torch.Tensor:
+        """The view of a slot whose gradient is not in the pool."""
+        bucket = self._lazy[index]
+        bucket.make()
+        return self._claimed(bucket.views[0])
+
+    def _claimed(self, view: torch.Tensor) -> torch.Tensor:
+        setattr(view, CLAIM, True)
+        self._views.append(view)
+        return view
 
     def _kind_of(self, gradient: torch.Tensor | None) -> int:
         kind = kind_of(gradient)
@@ -340,8 +357,9 @@ class GradientExchange:
         if unit.bucket is not None:
             self._gradients.fill(number, own)
             channel: Any = self._channel
-            measures = self._measures and unit.bucket.flat.dtype in (torch.float32, torch.float64)
-            handle = channel.reduce_in_place(unit.bucket.flat, self._carrier.op, unit.name, measures)
+            sent = self._gradients.sent(unit.slots[0].index) if own and unit.bucket.lazy else None
+            measures = self._measures and unit.bucket.dtype in (torch.float32, torch.float64)
+            handle = channel.reduce_in_place(unit.bucket.array(sent), self._carrier.op, unit.name, measures)
             unit.parcel = BucketParcel(handle, measures, lambda kinds: self._gradients.deliver(number, kinds))
             return
         if own and self._sparse_as_dense:
@@ -441,6 +459,9 @@ class GradientExchange:
                 unit.parcel.release()
             unit.parcel = None
             unit.squares = None
+        if self._lazy:
+            channel: Any = self._channel
+            channel.let_go()  # so that gradients go back to the pool when the user drops them
         self._gradients.clear()
 
 
@@ -450,9 +471,10 @@ def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
     return exchange
 
 
-def _unclaim(views: Sequence[Any]) -> None:
+def _unclaim(views: Sequence[Any], gradients: _core.Gradients) -> None:
     for view in views:
         delattr(view, CLAIM)
+    gradients.clear()
 
 
 def _make_dense(parameter: torch.Tensor) -> None:

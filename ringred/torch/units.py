@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets
+from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets, travels_alone
 from ringred.torch.channel import ArenaChannel
 from ringred.torch.parcels import DENSE, Parcel, Slot
 
@@ -45,8 +45,9 @@ def in_buckets(
         order: numbers of units in the order in which they should travel; those that it lacks come last.
         kinds: of the gradients, by slot. What is not dense keeps its unit.
         limit: of a bucket, in bytes.
-        channel: where buckets get their memory.
+        channel: where buckets get their memory. Those of large gradients are lazy if it lends memory to autograd.
     """
+    lends = channel.lends_memory()
     rest = [number for number in reversed(range(len(units))) if number not in set(order)]
     result: list[Unit] = []
     loose: list[Slot] = []
@@ -59,7 +60,8 @@ def in_buckets(
         else:
             result.append(_as_bucket(unit.slots, unit.name, channel))
     for slots in pack_into_buckets(loose, limit):
-        result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel))
+        lazy = lends and travels_alone(slots[0])
+        result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel, lazy))
     return result
 
 
@@ -68,8 +70,8 @@ def indices_of(units: Sequence[Unit]) -> list[list[int]]:
     return [[slot.index for slot in unit.slots] for unit in units]
 
 
-def _as_bucket(slots: list[Slot], name: str, channel: ArenaChannel) -> Unit:
-    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel))
+def _as_bucket(slots: list[Slot], name: str, channel: ArenaChannel, lazy: bool = False) -> Unit:
+    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel, lazy))
 
 
 def _is_dense(unit: Unit, kinds: bytes) -> bool:

@@ -34,8 +34,10 @@ from training_data import assert_same_on_all_ranks, inputs_of
 
 import ringred as rr
 import ringred.torch as hvd
+from ringred.torch import buckets
 
 BOUND = 1e-10
+LARGE = buckets.ALONE_BYTES
 RATE = 0.02
 Options = dict[str, Any]
 Loss = Callable[[Any, int, int], torch.Tensor]  # of a model, for a rank's batch of a step
@@ -55,6 +57,13 @@ def not_on_four_ranks(world: None) -> None:
     """Two and three ranks run these tests; with four they take too long."""
     if rr.size() == 4:
         pytest.skip("two and three ranks run these")
+
+
+@pytest.fixture(autouse=True)
+def all_sizes_on_three_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks have buckets of several gradients, three have a bucket for each, as large ones do."""
+    if rr.size() == 3:
+        monkeypatch.setattr(buckets, "ALONE_BYTES", 1)
 
 
 def ranks() -> range:
@@ -216,7 +225,8 @@ def test_bits_are_the_same_from_run_to_run() -> None:
     assert_equal(first, second)
 
 
-def test_gradients_are_views_of_one_bucket_from_the_second_step_on() -> None:
+def test_gradients_are_views_of_one_bucket_from_the_second_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "ALONE_BYTES", LARGE)
     needs_ranks(2)
     model = layers()
     optimizer = wrapped(model)
@@ -514,8 +524,9 @@ def test_frozen_after_zero_grad_or_between_passes(way: str) -> None:
 
 
 @all_ways
-def test_a_parameter_thawed_when_its_bucket_has_gone(way: str) -> None:
+def test_a_parameter_thawed_when_its_bucket_has_gone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 0 is frozen in the first pass, and gets its gradient in a second one. Never a gradient of one rank only."""
+    monkeypatch.setattr(buckets, "ALONE_BYTES", LARGE)
     model, reference = branches(2), branches(2)
     optimizer, plain = wrapped(model, way), sgd(reference)
     for step in range(6):

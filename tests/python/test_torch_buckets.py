@@ -16,7 +16,7 @@ from torch import nn
 
 import ringred as rr
 from ringred import _core
-from ringred.torch.buckets import FIRST_BYTES, Bucket, lay_out, pack_into_buckets, view_of
+from ringred.torch.buckets import ALONE_BYTES, FIRST_BYTES, Bucket, lay_out, pack_into_buckets, view_of
 from ringred.torch.parcels import Slot
 
 sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib pytest does not
@@ -290,8 +290,9 @@ def test_packing() -> None:
     assert packed(12, 1, 1, 1, 1) == [[0, 1, 2], [3]]
     assert packed(12, 100, 1, 2, 1) == [[0], [1, 2], [3]]
     assert packed(100, 1, (1, torch.float64), 1) == [[0], [1], [2]]
-    first = FIRST_BYTES // 4
-    assert packed(16 << 20, first, 1, first, first) == [[0], [1, 2, 3]]
+    half = FIRST_BYTES // 8
+    assert packed(16 << 20, half, 1, half, half) == [[0, 1], [2, 3]]
+    assert packed(16 << 20, 1, ALONE_BYTES // 4, 1, ALONE_BYTES // 4 - 1) == [[0, 2, 3], [1]]
 
 
 # The hooks in C++

@@ -51,6 +51,7 @@ class Echo:
         if buckets:
             self.arena, self.allocate = (0, 0), _zeros
             self.reduce_in_place = self._reduce_in_place
+            self.lends_memory = lambda: False
         self.ranks = range(size)
         self.calls: list[str] = []
         self.options: list[tuple[float, float, str]] = []
