@@ -2,11 +2,11 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -58,7 +58,8 @@ struct Pool::Registry {
   std::vector<std::shared_ptr<Stock>> stocks;
   std::unordered_map<const void*, Held> held;
   std::atomic<int> armed{0};
-  std::array<Range, 16> ranges;  // of the arenas that pools have been made for; only added to
+  std::atomic<std::size_t> least{~std::size_t{0}};  // no pool has smaller blocks
+  std::array<Range, 16> ranges;                     // of the arenas that pools have been made for; only added to
   const pid_t owner = getpid();
 
   static Registry& the() {
@@ -81,9 +82,12 @@ struct Pool::Registry {
 
   bool may_hold(const void* data) const {
     const auto address = reinterpret_cast<std::uintptr_t>(data);
-    return std::any_of(ranges.begin(), ranges.end(), [address](const Range& range) {
-      return address >= range.begin.load(std::memory_order_acquire) && address < range.end && range.begin != 0;
-    });
+    for (const Range& range : ranges) {
+      const std::uintptr_t begin = range.begin.load(std::memory_order_acquire);
+      if (begin == 0) return false;
+      if (address >= begin && address < range.end.load(std::memory_order_relaxed)) return true;
+    }
+    return false;
   }
 
   void* take(std::size_t bytes) {
@@ -115,7 +119,8 @@ struct Pool::Registry {
 
 int pool_memalign(void** place, std::size_t alignment, std::size_t bytes) noexcept {
   constexpr std::size_t page = 4096;
-  if (Pool::Registry& registry = Pool::Registry::the(); registry.armed > 0 && alignment <= page) {
+  Pool::Registry& registry = Pool::Registry::the();
+  if (registry.armed > 0 && bytes >= registry.least && alignment <= page) {
     try {
       if (void* data = registry.take(bytes)) {
         *place = data;
@@ -137,7 +142,10 @@ Pool::Pool(std::shared_ptr<Arena> arena, const std::vector<std::size_t>& sizes) 
   Registry& registry = Registry::the();
   const std::lock_guard lock(registry.mutex);
   if (registry.covers(*arena))
-    for (const std::size_t bytes : sizes) ++stock_->missing[bytes];
+    for (const std::size_t bytes : sizes) {
+      ++stock_->missing[bytes];
+      if (bytes < registry.least) registry.least = bytes;
+    }
   stock_->arena = std::move(arena);
   registry.stocks.push_back(stock_);
 }

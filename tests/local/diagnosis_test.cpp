@@ -562,7 +562,7 @@ void check_garbage(unsigned seed) {
   std::mt19937_64 random(seed);
   auto job = std::make_unique<Job>(3);
   std::size_t found = 0;
-  constexpr std::size_t rounds = check::sanitized ? 500 : 10000;
+  constexpr std::size_t rounds = check::sanitized ? 500 : 2500;
   for (std::size_t round = 0; round < rounds; ++round) {
     if (round % 100 == 0) {
       job = std::make_unique<Job>(3);

@@ -167,3 +167,40 @@ def test_more_than_two_to_the_31_elements() -> None:
         assert array[count - 1] == 3
     """
     check(run_ranks(2, program))
+
+
+def test_gradients_outlive_a_fork_and_the_engine() -> None:
+    program = (
+        "import torch, ringred.torch as hvd\n"
+        "def trained():\n"
+        "    torch.manual_seed(0)\n"
+        "    model = torch.nn.Linear(1024, 512)\n"
+        "    sgd = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "    optimizer = hvd.DistributedOptimizer(sgd, model.named_parameters())\n"
+        "    for _ in range(3):\n"
+        "        optimizer.zero_grad()\n"
+        "        model(torch.randn(4, 1024)).square().mean().backward()\n"
+        "        optimizer.step()\n"
+        "    begin, end = rr.world.engine().arena\n"
+        "    assert begin <= model.weight.grad.data_ptr() < end\n"
+        "    return model, optimizer\n"
+        "rr.init()\n"
+        "model, optimizer = trained()\n"
+        "kept, before = model.weight.grad, model.weight.grad.clone()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    del kept\n"
+        "    model.weight.grad = None\n"
+        "    torch.empty(512, 1024).zero_()\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0 and torch.equal(kept, before)\n"
+        "rr.shutdown()\n"
+        "assert torch.equal(kept, before)\n"
+        "kept.add_(1)\n"
+        "del optimizer, kept\n"
+        "model.weight.grad = None\n"
+        "rr.init()\n"
+        "rr.check_replicas(trained()[0])\n"
+        "rr.shutdown()\n"
+    )
+    check(run_ranks(2, program))
