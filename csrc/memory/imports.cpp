@@ -69,19 +69,25 @@ bool is_address(unsigned type) {
   return false;
 }
 
-// Pages that are read-only after the dynamic linker has done its work.
+std::uintptr_t page_of(std::uintptr_t place) {
+  const auto bytes = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  return place / bytes * bytes;
+}
+
+// Whole pages that are read-only after the dynamic linker has done its work: not the last one, if it holds more.
 bool is_protected(const dl_phdr_info& library, std::uintptr_t place) {
   for (int i = 0; i < library.dlpi_phnum; ++i) {
     const ElfW(Phdr) & segment = library.dlpi_phdr[i];
     const std::uintptr_t begin = library.dlpi_addr + segment.p_vaddr;
-    if (segment.p_type == PT_GNU_RELRO && place >= begin && place < begin + segment.p_memsz) return true;
+    if (segment.p_type == PT_GNU_RELRO && place >= page_of(begin) && place < page_of(begin + segment.p_memsz))
+      return true;
   }
   return false;
 }
 
 bool write(const dl_phdr_info& library, std::uintptr_t place, void* value) {
-  const auto page_bytes = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  void* page = reinterpret_cast<void*>(place / page_bytes * page_bytes);
+  const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  void* page = reinterpret_cast<void*>(page_of(place));
   const bool closed = is_protected(library, place);
   if (closed && mprotect(page, page_bytes, PROT_READ | PROT_WRITE) != 0) return false;
   std::atomic_ref(*reinterpret_cast<void**>(place)).store(value, std::memory_order_release);
