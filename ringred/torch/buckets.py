@@ -36,17 +36,19 @@ class Bucket:
     Args:
         parameters: whose gradients they are.
         channel: where the memory comes from.
+        alone: there is one parameter, and no padding behind it: its gradient may travel from elsewhere, on some ranks.
         lazy: take the memory with the first `make`, since gradients usually lie elsewhere in the arena.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], channel: ArenaChannel, lazy: bool = False) -> None:
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], channel: ArenaChannel, alone: bool = False, lazy: bool = False
+    ) -> None:
         self.dtype = parameters[0].dtype
         self.lazy = lazy
         self._parameters = parameters
         self._channel = channel
         self.offsets, count = lay_out([one.numel() for one in parameters], parameters[0].element_size())
-        # Elsewhere a lazy one's gradient has no padding; and what has no element has no place.
-        self._count = parameters[0].numel() if lazy else max(count, 1)
+        self._count = parameters[0].numel() if alone else max(count, 1)  # what has no element has no place
         self.views: list[torch.Tensor] = []
         if not lazy:
             self.make()

@@ -60,8 +60,8 @@ def in_buckets(
         else:
             result.append(_as_bucket(unit.slots, unit.name, channel))
     for slots in pack_into_buckets(loose, limit):
-        lazy = lends and travels_alone(slots[0])
-        result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel, lazy))
+        alone = travels_alone(slots[0])
+        result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel, alone, alone and lends))
     return result
 
 
@@ -70,8 +70,8 @@ def indices_of(units: Sequence[Unit]) -> list[list[int]]:
     return [[slot.index for slot in unit.slots] for unit in units]
 
 
-def _as_bucket(slots: list[Slot], name: str, channel: ArenaChannel, lazy: bool = False) -> Unit:
-    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel, lazy))
+def _as_bucket(slots: list[Slot], name: str, channel: ArenaChannel, alone: bool = False, lazy: bool = False) -> Unit:
+    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel, alone, lazy))
 
 
 def _is_dense(unit: Unit, kinds: bytes) -> bool:

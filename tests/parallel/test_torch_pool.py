@@ -17,7 +17,7 @@ from ringred import world
 from ringred.torch import buckets
 from ringred.torch.parcels import CLAIM
 
-WIDTH = 96
+WIDTH = 97  # no whole number of cache lines
 BYTES = WIDTH * WIDTH * 4
 
 
@@ -101,6 +101,16 @@ def test_the_bits_are_those_without_a_pool(overlap: str, to_none: bool, monkeypa
         optimizer.close()
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_pool_on_some_ranks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRED_GRADIENT_POOL", "off" if rr.rank() == 1 else "on")
+    model = layers()
+    optimizer = wrapped(model)
+    train(model, optimizer, 5)
+    assert is_view(model[1].weight.grad) == (rr.rank() == 1)
+    assert_same_on_all_ranks(list(model.parameters()))
+    optimizer.close()
 
 
 def test_two_models_in_turns() -> None:
