@@ -11,6 +11,9 @@ PYTHON ?= python3
 VENV := .venv
 CMAKE_FLAGS ?=
 
+# Prints where pip builds the Python module (build-dir in pyproject.toml).
+BUILD := $(VENV)/bin/python tools/build_directory.py
+
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell cores=$$(nproc); echo $$((cores < 2 ? cores : 2)))
@@ -38,7 +41,7 @@ train: install
 	$(VENV)/bin/ringred run -np 4 examples/digits.py
 
 test: install cpp-tests
-	$(VENV)/bin/python tools/test.py --cpp build/tests
+	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))"
 
 bench: install
 	$(VENV)/bin/ringred bench allreduce -np 2
@@ -59,11 +62,11 @@ $(VENV)/ringred-installed: $(SOURCES)
 	@$(VENV)/bin/python -m pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-cpp-tests: environment
-	@mkdir -p build
-	@cmake -S . -B build/tests -G Ninja -DRINGRED_TESTS=ON $(CMAKE_FLAGS) > build/tests-configure.log 2>&1 \
+# In the build of the Python module, whose core they share.
+cpp-tests: install
+	@cmake -S . -B "$$($(BUILD))" -DRINGRED_TESTS=ON $(CMAKE_FLAGS) > build/tests-configure.log 2>&1 \
 	  || { cat build/tests-configure.log; exit 1; }
-	@cmake --build build/tests
+	@cmake --build "$$($(BUILD))"
 
 # One target a tool, so that make --keep-going runs them all.
 lint: lint-ruff lint-format lint-mypy lint-clang lint-shell
