@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 
 namespace ringred {
 namespace {
@@ -30,15 +29,19 @@ struct Search {
 struct Imports {
   const ElfW(Sym) * symbols = nullptr;
   const char* names = nullptr;
-  const ElfW(Rela) * tables[2] = {};
-  std::size_t bytes[2] = {};
+  struct Table {
+    const ElfW(Rela) * begin = nullptr;
+    std::size_t bytes = 0;
+  };
+  Table tables[2];
 };
 
 Imports imports_of(const dl_phdr_info& library, const ElfW(Dyn) * entry) {
   Imports found;
   // The dynamic linker has made addresses of these, on most machines.
   const auto address = [&](ElfW(Addr) value) { return value < library.dlpi_addr ? value + library.dlpi_addr : value; };
-  for (; entry->d_tag != DT_NULL; ++entry) switch (entry->d_tag) {
+  for (; entry->d_tag != DT_NULL; ++entry) {
+    switch (entry->d_tag) {
       case DT_SYMTAB:
         found.symbols = reinterpret_cast<const ElfW(Sym)*>(address(entry->d_un.d_ptr));
         break;
@@ -46,20 +49,21 @@ Imports imports_of(const dl_phdr_info& library, const ElfW(Dyn) * entry) {
         found.names = reinterpret_cast<const char*>(address(entry->d_un.d_ptr));
         break;
       case DT_JMPREL:
-        found.tables[0] = reinterpret_cast<const ElfW(Rela)*>(address(entry->d_un.d_ptr));
+        found.tables[0].begin = reinterpret_cast<const ElfW(Rela)*>(address(entry->d_un.d_ptr));
         break;
       case DT_PLTRELSZ:
-        found.bytes[0] = entry->d_un.d_val;
+        found.tables[0].bytes = entry->d_un.d_val;
         break;
       case DT_RELA:
-        found.tables[1] = reinterpret_cast<const ElfW(Rela)*>(address(entry->d_un.d_ptr));
+        found.tables[1].begin = reinterpret_cast<const ElfW(Rela)*>(address(entry->d_un.d_ptr));
         break;
       case DT_RELASZ:
-        found.bytes[1] = entry->d_un.d_val;
+        found.tables[1].bytes = entry->d_un.d_val;
         break;
       default:
         break;
     }
+  }
   return found;
 }
 
@@ -95,6 +99,19 @@ bool write(const dl_phdr_info& library, std::uintptr_t place, void* value) {
   return true;
 }
 
+void replace_in(const dl_phdr_info& library, const Imports& imports, Search& search) {
+  if (imports.symbols == nullptr || imports.names == nullptr) return;
+  for (const Imports::Table& table : imports.tables) {
+    for (std::size_t i = 0; i < table.bytes / sizeof(ElfW(Rela)); ++i) {
+      const ElfW(Addr) offset = table.begin[i].r_offset;
+      const auto info = table.begin[i].r_info;
+      const auto& symbol = imports.symbols[ELF64_R_SYM(info)];
+      if (is_address(static_cast<unsigned>(ELF64_R_TYPE(info))) && search.symbol == imports.names + symbol.st_name)
+        search.replaced += write(library, library.dlpi_addr + offset, search.replacement) ? 1 : 0;
+    }
+  }
+}
+
 int visit(dl_phdr_info* library, std::size_t, void* data) {
   auto& search = *static_cast<Search*>(data);
   const std::string_view path = library->dlpi_name == nullptr ? "" : library->dlpi_name;
@@ -102,18 +119,7 @@ int visit(dl_phdr_info* library, std::size_t, void* data) {
   for (int i = 0; i < library->dlpi_phnum; ++i) {
     if (library->dlpi_phdr[i].p_type != PT_DYNAMIC) continue;
     const auto* dynamic = reinterpret_cast<const ElfW(Dyn)*>(library->dlpi_addr + library->dlpi_phdr[i].p_vaddr);
-    const Imports imports = imports_of(*library, dynamic);
-    if (imports.symbols == nullptr || imports.names == nullptr) continue;
-    for (int table = 0; table < 2; ++table) {
-      const std::size_t count = imports.tables[table] == nullptr ? 0 : imports.bytes[table] / sizeof(ElfW(Rela));
-      for (std::size_t k = 0; k < count; ++k) {
-        const ElfW(Rela) & relocation = imports.tables[table][k];
-        const auto& symbol = imports.symbols[ELF64_R_SYM(relocation.r_info)];
-        if (is_address(static_cast<unsigned>(ELF64_R_TYPE(relocation.r_info))) &&
-            search.symbol == imports.names + symbol.st_name)
-          search.replaced += write(*library, library->dlpi_addr + relocation.r_offset, search.replacement) ? 1 : 0;
-      }
-    }
+    replace_in(*library, imports_of(*library, dynamic), search);
   }
   return 0;
 }

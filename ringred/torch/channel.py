@@ -17,7 +17,7 @@ from ringred.objects import allgather_object
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, checked_set, global_process_set
 from ringred.replicas import check_replicas
-from ringred.torch.gradient_pool import gradient_pool, works
+from ringred.torch.gradient_pool import is_wanted, works
 from ringred.torch.sparse import sparse_allreduce_async
 
 
@@ -102,6 +102,7 @@ class EngineChannel:
         if self._size > 1:
             process_set.group()  # raises for a set that is not registered
         self._prefix = _next_prefix(process_set)
+        self._pools = is_wanted()
 
     @property
     def size(self) -> int:
@@ -157,7 +158,7 @@ class EngineChannel:
 
     def lends_memory(self) -> bool:
         """Try it."""
-        return works(world.engine())
+        return self._pools and works(world.engine())
 
     def let_go(self) -> None:
         """Do not wait for the next submission."""
@@ -165,7 +166,7 @@ class EngineChannel:
 
     def pool(self, sizes: Sequence[int]) -> _core.Pool:
         """Make a pool."""
-        return gradient_pool(world.engine(), sizes)
+        return _core.Pool(world.engine(), sizes)
 
     def reduce_in_place(self, array: torch.Tensor, op: Op, name: str, norm: bool = False) -> _core.Operation:
         """Submit an allreduce in place."""

@@ -7,7 +7,6 @@ otherwise gradients are copied, as small ones are anyway.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -16,31 +15,33 @@ from ringred import _core
 from ringred.errors import UsageError
 
 SETTING = "RINGRED_GRADIENT_POOL"
-TRIED_BYTES = 12345
-"""A size that nobody else asks for."""
+TRIED_BYTES = (1 << 20) + 12345
+"""A size that nobody else asks for; no smaller than those of gradients, or smaller requests would be looked at, too."""
 
 
-def works(engine: _core.Engine) -> bool:
-    """Whether torch takes memory from pools; False where the setting is off."""
+def is_wanted() -> bool:
+    """What the setting says.
+
+    Raises:
+        UsageError: it says neither on nor off.
+    """
     choice = os.environ.get(SETTING, "on")
     if choice not in ("on", "off"):
         raise UsageError(f"{SETTING} must be on or off: it is {choice!r}.")
-    return choice == "on" and _is_replaced() and _is_taken(engine)
+    return choice == "on"
 
 
-def gradient_pool(engine: _core.Engine, sizes: Sequence[int]) -> _core.Pool:
-    """A pool for one gradient of each of these sizes, in bytes."""
-    return _core.Pool(engine, sizes)
-
-
-@cache
-def _is_replaced() -> bool:
-    return _core.replace_allocator("libc10.so")
-
-
-def _is_taken(engine: _core.Engine) -> bool:
+def works(engine: _core.Engine) -> bool:
+    """Whether torch takes memory from pools."""
+    if not _is_replaced():
+        return False
     pool = _core.Pool(engine, [TRIED_BYTES])
     pool.arm(True)
     tensor = torch.empty(TRIED_BYTES, dtype=torch.uint8, device="cpu")
     pool.arm(False)
     return pool.holds(tensor.data_ptr(), TRIED_BYTES)
+
+
+@cache
+def _is_replaced() -> bool:
+    return _core.replace_allocator("libc10.so")

@@ -53,6 +53,11 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, **opti
         optimizer.step()
 
 
+def finish(model: nn.Module, optimizer: hvd.DistributedOptimizer) -> None:
+    assert_same_on_all_ranks(list(model.parameters()))
+    optimizer.close()
+
+
 def in_arena(tensor: torch.Tensor) -> bool:
     begin, end = world.engine().arena
     return begin <= tensor.data_ptr() < end
@@ -110,8 +115,7 @@ def test_a_pool_on_some_ranks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = wrapped(model)
     train(model, optimizer, 5)
     assert is_view(model[1].weight.grad) == (rr.rank() == 1)
-    assert_same_on_all_ranks(list(model.parameters()))
-    optimizer.close()
+    finish(model, optimizer)
 
 
 def test_two_models_in_turns() -> None:
@@ -125,8 +129,7 @@ def test_two_models_in_turns() -> None:
             optimizer.step()
             assert step == 0 or not any(is_view(layer.weight.grad) for layer in model)
     for model, optimizer in zip(models, optimizers, strict=True):
-        assert_same_on_all_ranks(list(model.parameters()))
-        optimizer.close()
+        finish(model, optimizer)
 
 
 def test_a_gradient_that_is_kept_stays_as_it_is() -> None:
@@ -138,8 +141,7 @@ def test_a_gradient_that_is_kept_stays_as_it_is() -> None:
     copied = kept.clone()
     train(model, optimizer, 3)
     assert in_arena(kept) and torch.equal(kept, copied)  # one more than there are blocks: that one was copied
-    assert_same_on_all_ranks(list(model.parameters()))
-    optimizer.close()
+    finish(model, optimizer)
 
 
 def test_what_is_allocated_outside_of_backward_is_not_of_the_arena() -> None:
@@ -205,8 +207,7 @@ def test_a_change_before_step_is_an_error(change: Callable[[nn.Parameter], objec
     optimizer.zero_grad()
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     train(model, optimizer, 2)
-    assert_same_on_all_ranks(list(model.parameters()))
-    optimizer.close()
+    finish(model, optimizer)
 
 
 def test_a_gradient_of_the_users_making_is_copied() -> None:
@@ -220,8 +221,7 @@ def test_a_gradient_of_the_users_making_is_copied() -> None:
     assert all(in_arena(parameter.grad) for parameter in model.parameters())
     optimizer.step()
     train(model, optimizer, 2)
-    assert_same_on_all_ranks(list(model.parameters()))
-    optimizer.close()
+    finish(model, optimizer)
 
 
 def test_gradients_with_a_graph() -> None:
@@ -232,8 +232,7 @@ def test_gradients_with_a_graph() -> None:
         warnings.filterwarnings("ignore", message=".*create_graph")  # torch says it once in a process
         train(model, optimizer, 2, create_graph=True)
     assert all(not parameter.grad.requires_grad for parameter in model.parameters())
-    assert_same_on_all_ranks(list(model.parameters()))
-    optimizer.close()
+    finish(model, optimizer)
 
 
 def test_a_parameter_that_one_rank_does_not_use() -> None:
@@ -269,8 +268,7 @@ def test_a_parameter_of_two_optimizers_is_refused() -> None:
     second.close()
     first.zero_grad()
     train(model, first, 2)
-    assert_same_on_all_ranks(list(model.parameters()))
-    first.close()
+    finish(model, first)
 
 
 def test_closing_in_the_middle_of_a_round_leaves_gradients_to_the_next_optimizer() -> None:
@@ -283,8 +281,7 @@ def test_closing_in_the_middle_of_a_round_leaves_gradients_to_the_next_optimizer
     second = wrapped(model)
     model.zero_grad()
     train(model, second, 3)
-    assert_same_on_all_ranks(list(model.parameters()))
-    second.close()
+    finish(model, second)
 
 
 def test_passes_are_accumulated_in_place() -> None:
@@ -317,14 +314,10 @@ def test_the_norm_is_taken_on_the_way() -> None:
         found = torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
         assert norm > 1e-3 and float(found) == pytest.approx(1e-3, rel=1e-3)
         optimizer.step()
-    assert_same_on_all_ranks(list(model.parameters()))
-    optimizer.close()
+    finish(model, optimizer)
 
 
 def test_the_setting_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGRED_GRADIENT_POOL", "maybe")
-    model = layers()
-    optimizer = wrapped(model)
     with pytest.raises(rr.UsageError, match=r"RINGRED_GRADIENT_POOL must be on or off: it is 'maybe'"):
-        train(model, optimizer, 1)
-    optimizer.close()
+        wrapped(layers())
