@@ -29,6 +29,9 @@ FIRST_BYTES = 1 << 20
 ALONE_BYTES = 1 << 20
 """A gradient from this size on has a bucket of its own."""
 
+LATE_BYTES = 8 << 10
+"""Gradients up to this size travel after the backward pass: a hook for each takes longer than the reduction."""
+
 
 class Bucket:
     """Places for the gradients of some parameters of one dtype; a flat tensor of them all, and one view of each.
@@ -37,7 +40,7 @@ class Bucket:
         parameters: whose gradients they are.
         channel: where the memory comes from.
         alone: there is one parameter, and no padding behind it: its gradient may travel from elsewhere, on some ranks.
-        lazy: take the memory with the first `make`, since gradients usually lie elsewhere in the arena.
+        lazy: take no memory before `make`.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Bucket:
         self._parameters = parameters
         self._channel = channel
         self.offsets, count = lay_out([one.numel() for one in parameters], parameters[0].element_size())
-        self._count = parameters[0].numel() if alone else max(count, 1)  # what has no element has no place
+        self.count = parameters[0].numel() if alone else max(count, 1)  # what has no element has no place
         self.views: list[torch.Tensor] = []
         if not lazy:
             self.make()
@@ -56,8 +59,8 @@ class Bucket:
     def make(self) -> None:
         """Take the memory."""
         size = self._parameters[0].element_size()
-        self.block = block = self._channel.allocate(self._count * size)
-        self.flat = torch.from_numpy(block).view(self.dtype)[: self._count]
+        self.block = block = self._channel.allocate(self.count * size)
+        self.flat = torch.from_numpy(block).view(self.dtype)[: self.count]
         pairs = zip(self.offsets, self._parameters, strict=True)
         self.views = [view_of(block, begin, parameter) for begin, parameter in pairs]
 
@@ -125,10 +128,15 @@ def travels_alone(slot: Slot) -> bool:
     return slot.parameter.nbytes >= ALONE_BYTES
 
 
-def pack_into_buckets(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
+def travels_late(slot: Slot) -> bool:
+    """Whether a gradient is so small that it goes after the backward pass."""
+    return slot.parameter.nbytes <= LATE_BYTES and not travels_alone(slot)
+
+
+def pack_into_buckets(slots: Sequence[Slot], limit: int, first: int = FIRST_BYTES) -> list[list[Slot]]:
     """Cut slots, in the order in which they should travel, into runs of one dtype of at most `limit` bytes each.
 
-    One that is larger than that, or than ALONE_BYTES, travels alone.
+    The first has at most `first` bytes. One slot that is larger than that, or than ALONE_BYTES, travels alone.
     """
     buckets: list[list[Slot]] = []
     last: list[Slot] = []
@@ -138,7 +146,7 @@ def pack_into_buckets(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
         if travels_alone(slot):
             buckets.append([slot])
             continue
-        room = min(limit, FIRST_BYTES) if len(buckets) == 1 else limit
+        room = min(limit, first) if len(buckets) == 1 else limit
         if not last or last[-1].parameter.dtype != slot.parameter.dtype or filled + size > room:
             last, filled = [], 0
             buckets.append(last)

@@ -7,11 +7,11 @@ A unit is what travels together: one parameter or a group of them; after the fir
 where ranks see each other's arenas and nothing is to be done to the numbers.
 
 A round:
-  1. A hook on each parameter counts its passes. When all gradients of a unit are there, it sends them off, under the
-     unit's name: the engine pairs them with those of the other ranks in any order.
-  2. `synchronize` sends the buckets that are complete, then flags, one byte a parameter, of which all ranks get the
-     maximum: whether a rank has a gradient, and of which kind. Another byte for each rank tells whether it steps on the
-     round or drops it.
+  1. A hook on each parameter but small ones counts its passes. When all gradients of a unit are there, it sends them
+     off, under the unit's name: the engine pairs them with those of the other ranks in any order.
+  2. `average` sends the buckets that are complete, and those of small gradients; then flags, one byte a parameter, of
+     which all ranks get the maximum: whether a rank has a gradient, and of which kind. Another byte for each rank tells
+     whether it steps on the round or drops it.
   3. Units with a gradient on some rank that this rank has not sent yet it sends now, with zeros for what it lacks.
   4. When everything is back, gradients are replaced. One that is None on all ranks stays None, so that optimizers skip
      the parameter exactly as they do in a single process.
@@ -20,14 +20,15 @@ In the first round nothing is sent before phase 2, which then begins with a comp
 different models are an error and never a wrong sum, and no message waits for ever for its counterpart. At its end the
 ranks take over the first one's order of finished gradients, by which buckets are filled.
 
-Hooks and all that is done for each gradient are in C++ (csrc/python/gradients.cpp).
+What lies where is told in arrangement.py. Hooks and all that is done for each gradient are in C++
+(csrc/python/gradient_slots.h).
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,13 +39,14 @@ from ringred.errors import MismatchError, UsageError
 from ringred.ops import Op
 from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
-from ringred.torch.buckets import Bucket, BucketParcel
-from ringred.torch.hooks import attach
+from ringred.torch.arrangement import Arrangement
+from ringred.torch.buckets import BucketParcel
+from ringred.torch.claims import check_unclaimed
 from ringred.torch.overlap import Overlap
-from ringred.torch.parcels import CLAIM, DENSE, NONE, Carrier, Kinds, Slot, check_unclaimed, kind_of
+from ringred.torch.parcels import DENSE, NONE, Carrier, Kinds, Slot, kind_of
 from ringred.torch.scaling import scale, squares_of
 from ringred.torch.stopwatch import Stopwatch
-from ringred.torch.units import Unit, first_units, in_buckets, indices_of
+from ringred.torch.units import Unit
 
 STEPS, DROPS, WEIGHS = 1, 2, 3
 """What a rank does with a round: WEIGHS is a step whose gradients have weights."""
@@ -86,26 +88,19 @@ class GradientExchange:
         self._channel = carrier.channel
         self._sparse_as_dense = sparse_as_dense
         self._overlap = Overlap("on") if overlap is None else overlap
-        self._bucket_bytes = bucket_bytes
         self._slots = [Slot(index, *named) for index, named in enumerate(parameters)]
-        self._units = first_units(self._slots, groups)
-        units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
         options = [
             f"sparse_as_dense={sparse_as_dense}",
             f"bucket_bytes={bucket_bytes}",
             f'overlap="{self._overlap.choice}"',
         ]
-        self._layout = [*describe(parameters), *units, *options]
         self._agreed = False  # whether all ranks have this layout
-        self._arranged = False  # whether buckets have been made
         self._settled = False  # whether memory from before has been given back
         self._order: list[int] = []  # units in the order in which the first round found them ready
         self._kinds: bytes = b""  # of the gradients of the last round, by slot, over all ranks
         self._synchronized = False  # the round is over: gradients are averages
         self._clock = StepClock(self._channel)
         self._measures = False  # averages are measured on the way, since they are clipped
-        self._views: list[Any] = []
-        self._lazy: dict[int, Bucket] = {}  # by slot: buckets of gradients that are to lie in the pool
         receiver = weakref.ref(self)
         self._gradients = _core.Gradients(
             [slot.parameter for slot in self._slots],
@@ -114,11 +109,17 @@ class GradientExchange:
             lambda index, gradient, place: _alive(receiver)._move(index, gradient, place),
         )
         self._gradients.passes = passes
-        self._gradients.arrange(indices_of(self._units), [None] * len(self._slots), (0, 0))
-        detach = attach(self, [slot.parameter for slot in self._slots], self._gradients.hook)
-        unclaim = weakref.finalize(self, _unclaim, self._views, self._gradients)
-        unclaim.atexit = False
-        self.close: Callable[[], object] = lambda: (detach(), unclaim())
+        self._arrangement = Arrangement(self._slots, groups, self._gradients, carrier, bucket_bytes)
+        units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
+        self._layout = [*describe(parameters), *units, *options]
+
+    def close(self) -> None:
+        """Take all hooks off; the views are ordinary gradients from now on."""
+        self._arrangement.close()
+
+    @property
+    def _units(self) -> list[Unit]:
+        return self._arrangement.units
 
     @property
     def passes(self) -> int:
@@ -139,6 +140,11 @@ class GradientExchange:
         self._gradients.arrive(index)
 
     def synchronize(self, weight: float | None = None) -> None:
+        """Finish the round, for a caller who may run backward again before the step: all hooks are to see that."""
+        self._arrangement.hook_all()
+        self.average(weight)
+
+    def average(self, weight: float | None = None) -> None:
         """Finish the round (phases 2 to 4); does nothing when it is over already.
 
         Args:
@@ -146,6 +152,7 @@ class GradientExchange:
         """
         if self._synchronized:
             return
+        self._arrangement.check_unclaimed()
         self._check_unchanged()
         with self.stopwatch.running():
             kinds = self._finish(*self._intent_of(weight))
@@ -280,7 +287,7 @@ class GradientExchange:
 
     def _send_complete(self) -> None:
         """Send the buckets that other ranks will not do without, whatever their flags say."""
-        for number in self._gradients.complete_units():
+        for number in self._gradients.ready_units():
             unit = self._units[number]
             if unit.bucket is not None and unit.parcel is None:
                 self._send(unit, {}, own=True)  # a bucket has places for gradients of any kind
@@ -310,43 +317,11 @@ class GradientExchange:
 
     def _settle_in(self) -> None:
         """After the first round, make buckets; after the next, give back what gradients took before there were any."""
-        if not self._arranged:
-            self._arrange()
+        if not self._arrangement.is_final:
+            self._arrangement.make_final(self._order, self._kinds)
         elif not self._settled:
             self._settled = True
             _core.release_free_memory()
-
-    def _arrange(self) -> None:
-        """Make buckets, in the first rank's order; what is not dense keeps its unit, and so do groups of the user's."""
-        self._arranged = True
-        channel: Any = self._channel
-        if not (self._bucket_bytes and self._carrier.is_plain and hasattr(channel, "reduce_in_place")):
-            return
-        order: list[int] = channel.share(self._order, "order of gradients")[0]
-        units = in_buckets(self._units, order, self._kinds, self._bucket_bytes, channel)
-        self._units = units
-        views: list[Any] = [None] * len(self._slots)
-        for unit in units:
-            if unit.bucket is not None and unit.bucket.lazy:
-                self._lazy[unit.slots[0].index] = unit.bucket
-            for slot, view in zip(unit.slots, unit.bucket.views if unit.bucket else [], strict=False):
-                views[slot.index] = self._claimed(view)
-        pool = channel.pool([self._slots[index].parameter.nbytes for index in self._lazy]) if self._lazy else None
-        receiver = weakref.ref(self)
-        self._gradients.arrange(
-            indices_of(units), views, channel.arena, pool, [*self._lazy], lambda index: _alive(receiver)._make(index)
-        )
-
-    def _make(self, index: int) -> torch.Tensor:
-        """The view of a slot whose gradient is not in the pool."""
-        bucket = self._lazy[index]
-        bucket.make()
-        return self._claimed(bucket.views[0])
-
-    def _claimed(self, view: torch.Tensor) -> torch.Tensor:
-        setattr(view, CLAIM, True)
-        self._views.append(view)
-        return view
 
     def _kind_of(self, gradient: torch.Tensor | None) -> int:
         kind = kind_of(gradient)
@@ -459,7 +434,7 @@ class GradientExchange:
                 unit.parcel.release()
             unit.parcel = None
             unit.squares = None
-        if self._lazy:
+        if self._arrangement.lends_memory:
             channel: Any = self._channel
             channel.let_go()  # so that gradients go back to the pool when the user drops them
         self._gradients.clear()
@@ -469,12 +444,6 @@ def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
     exchange = receiver()
     assert exchange is not None, "hooks go with their exchange"
     return exchange
-
-
-def _unclaim(views: Sequence[Any], gradients: _core.Gradients) -> None:
-    for view in views:
-        delattr(view, CLAIM)
-    gradients.clear()
 
 
 def _make_dense(parameter: torch.Tensor) -> None:

@@ -62,9 +62,9 @@ class FlatGroup:
         self._rule = rule
         self.arena = channel.arena
         self.dtype = self.parameters[0].dtype
-        self.gradients = Bucket(self.parameters, channel)
+        self.gradients = Bucket(self.parameters, channel, lazy=True)
         self.offsets = self.gradients.offsets
-        self.count = self.gradients.flat.numel()
+        self.count = self.gradients.count
         size = self.parameters[0].element_size()
         self.owned = _core.owned_parts(self.count, size, channel.size, channel.rank)
         self.states: list[torch.Tensor | None] = [None, None, None]
@@ -76,6 +76,9 @@ class FlatGroup:
         ]
         self._addresses = [view.data_ptr() for view in self._views]
         self._move_parameters(size)
+        channel.let_go()
+        _core.release_free_memory()  # where the parameters were, before gradients take theirs
+        self.gradients.make()
 
     def _move_parameters(self, size: int) -> None:
         places = [begin * size for begin in self.offsets]
@@ -337,8 +340,9 @@ class FusedStep:
 
 def _bytes_of(tensor: torch.Tensor, view: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The elements of a tensor in the memory format of a view, as bytes."""
-    dense = torch.empty_strided(view.shape, view.stride(), dtype=view.dtype)
-    dense.copy_(tensor)
+    dense = tensor.detach()
+    if dense.stride() != view.stride():
+        dense = torch.empty_strided(view.shape, view.stride(), dtype=view.dtype).copy_(dense)
     flat = dense.as_strided((dense.numel(),), (1,))
     return flat.view(torch.uint8).numpy()
 

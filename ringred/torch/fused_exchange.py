@@ -7,6 +7,7 @@ never stored, but for keep_gradients=True.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,10 +15,11 @@ from ringred import _core
 from ringred.errors import UsageError
 from ringred.ops import Op
 from ringred.torch.agreement import NamedTensor
+from ringred.torch.buckets import travels_alone
 from ringred.torch.exchange import GradientExchange
 from ringred.torch.fused import FusedStep
 from ringred.torch.overlap import Overlap
-from ringred.torch.parcels import CLAIM, Carrier, Kinds
+from ringred.torch.parcels import Carrier, Kinds
 from ringred.torch.units import Unit
 
 
@@ -39,16 +41,17 @@ class FusedExchange(GradientExchange):
         self._factor = 1.0  # for the averages of this round
         self._finished = False  # flags have been exchanged, gradients are in their places
         self._unscaled = False  # a GradScaler may have written gradients
-        self._arranged = True
+        self._arrangement.is_final = True
         views: list[torch.Tensor | None] = [None] * len(parameters)
         for unit, group in zip(self._units, fused.groups, strict=True):
             unit.bucket = group.gradients
             for index, view in zip(group.indices, group.gradients.views, strict=True):
-                setattr(view, CLAIM, True)
-                views[index] = view
-                self._views.append(view)
+                views[index] = self._arrangement.claims.claim_view(view)
         self._places = views  # by slot
-        self._gradients.arrange([group.indices for group in fused.groups], views, fused.groups[0].arena)
+        channel: Any = self._channel
+        large = [slot.parameter.nbytes for slot in self._slots if travels_alone(slot)]
+        pool = channel.pool(scratch_of(large)) if large and channel.lends_memory() else None
+        self._gradients.arrange([group.indices for group in fused.groups], views, fused.groups[0].arena, pool)
 
     @property
     def pending(self) -> bool:
@@ -158,6 +161,19 @@ class FusedExchange(GradientExchange):
 
     def _send(self, unit: Unit, kinds: Kinds, own: bool) -> None:
         self._gradients.fill(self._units.index(unit), own)
+
+
+def scratch_of(sizes: Sequence[int]) -> list[int]:
+    """Blocks in which autograd may compute large gradients, which are copied from there at once.
+
+    One for each size, from the largest on, and together at most twice that one. In the C library's memory gradients
+    that come and go leave gaps, which take up more.
+    """
+    found: list[int] = []
+    for size in sorted(set(sizes), reverse=True):
+        if sum(found) + size <= 2 * max(sizes):
+            found.append(size)
+    return found
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -7,28 +7,45 @@ C++ side, which Python cannot collect, and model and buffers would live for ever
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 
-def attach(
-    owner: object, parameters: Sequence[torch.Tensor], hook_of: Callable[[int], Callable[[torch.Tensor], None]]
-) -> Callable[[], object]:
-    """Hook up parameters with `hook_of(index)`, until `owner` is collected or the returned call is made.
+class Hooks:
+    """Hooks on some of the parameters, until `owner` is collected or `close` is called.
 
     A hook is called on the thread of backward(), once for each accumulation into the gradient of its parameter. Frozen
     parameters are hooked up as well; those of dtypes that have no gradients are left out.
+
+    Args:
+        owner: whose hooks they are.
+        parameters: what they may be attached to.
+        hook_of: makes the hook of a parameter, from its index.
     """
-    handles = [
-        _register(parameter, hook_of(index))
-        for index, parameter in enumerate(parameters)
-        if parameter.is_floating_point() or parameter.is_complex()
-    ]
-    detach = weakref.finalize(owner, _remove_all, handles)
-    detach.atexit = False
-    return detach
+
+    def __init__(
+        self,
+        owner: object,
+        parameters: Sequence[torch.Tensor],
+        hook_of: Callable[[int], Callable[[torch.Tensor], None]],
+    ) -> None:
+        self._parameters = parameters
+        self._hook_of = hook_of
+        self._handles: dict[int, Any] = {}
+        self.close = weakref.finalize(owner, _remove_all, self._handles)
+        self.close.atexit = False
+
+    def attach(self, indices: Iterable[int]) -> None:
+        """Hook up these parameters, if they are not.
+
+        There is no way back: torch takes as long for a parameter whose hooks have been removed.
+        """
+        for index in indices:
+            parameter = self._parameters[index]
+            if index not in self._handles and (parameter.is_floating_point() or parameter.is_complex()):
+                self._handles[index] = _register(parameter, self._hook_of(index))
 
 
 def _register(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:
@@ -44,6 +61,7 @@ def _register(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:
             parameter.requires_grad_(False)
 
 
-def _remove_all(handles: Sequence[Any]) -> None:
-    for handle in handles:
+def _remove_all(handles: dict[int, Any]) -> None:
+    for handle in handles.values():
         handle.remove()
+    handles.clear()

@@ -201,7 +201,7 @@ class DistributedOptimizer(ComposedOptimizer):
                 "before, and use no closure."
             )
         if closure is None:
-            self._exchange.synchronize(weight)
+            self._exchange.average(weight)
             result = self._inner_step(None)
         else:
             losses = LossReduction(self._channel, self._op)

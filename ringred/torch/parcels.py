@@ -18,6 +18,7 @@ from ringred.errors import UsageError
 from ringred.handles import OperationHandle
 from ringred.ops import Op
 from ringred.torch.channel import Channel, Waitable
+from ringred.torch.claims import CLAIM, check_unclaimed
 from ringred.torch.compression import Compression, wire_of
 from ringred.torch.places import put_back, writable
 
@@ -26,9 +27,6 @@ Kinds = Mapping[int, int] | bytes
 
 NONE, DENSE = 0, 1
 """Kinds of gradients; DENSE + k is a sparse one with k indexed dimensions. The larger one wins between ranks."""
-
-CLAIM = "_ringred_travels"
-"""An attribute of gradients that belong to an optimizer at the moment."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,6 @@ def kind_of(gradient: torch.Tensor | None) -> int:
     if gradient is None:
         return NONE
     return DENSE + gradient.sparse_dim() if gradient.layout == torch.sparse_coo else DENSE
-
-
-def check_unclaimed(gradient: torch.Tensor, name: str) -> None:
-    """Raise a usage error if the gradient belongs to another optimizer."""
-    if hasattr(gradient, CLAIM):
-        raise UsageError(
-            f"A parameter belongs to one DistributedOptimizer at a time: the gradient of {name!r} is on its way for "
-            "another one already. Call close() on the one that is no longer used."
-        )
 
 
 class _Dense(NamedTuple):

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets, travels_alone
+from ringred.torch.buckets import Bucket, BucketParcel, pack_into_buckets, travels_alone, travels_late
 from ringred.torch.channel import ArenaChannel
 from ringred.torch.parcels import DENSE, Parcel, Slot
 
 
 class Unit:
-    """Slots that travel together, their bucket if they have one, and their parcel of the current round."""
+    """Slots that travel together, their bucket if they have one, and their parcel of the current round.
 
-    def __init__(self, name: str, slots: list[Slot], bucket: Bucket | None = None) -> None:
+    Those of a late unit travel after the backward pass.
+    """
+
+    def __init__(self, name: str, slots: list[Slot], bucket: Bucket | None = None, late: bool = False) -> None:
         self.name = name
         self.slots = slots
         self.bucket = bucket
+        self.late = late
         self.parcel: Parcel | BucketParcel | None = None
         self.squares: float | None = None  # of the averages in this rank's parts, as the reduction found them
 
@@ -33,6 +37,11 @@ def first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[
         name = f"gradient.{members[0].name}" if len(members) == 1 else f"gradients.{number}.{members[0].name}"
         units.append(Unit(name, members))
     return units
+
+
+def may_be_late(units: Sequence[Unit]) -> list[int]:
+    """The slots of a first round that late units will have, unless their gradients turn out not to be dense."""
+    return [unit.slots[0].index for unit in units if len(unit.slots) == 1 and travels_late(unit.slots[0])]
 
 
 def in_buckets(
@@ -59,9 +68,12 @@ def in_buckets(
             loose.append(unit.slots[0])
         else:
             result.append(_as_bucket(unit.slots, unit.name, channel))
-    for slots in pack_into_buckets(loose, limit):
+    early, late = ([slot for slot in loose if travels_late(slot) == whether] for whether in (False, True))
+    for slots in pack_into_buckets(early, limit):
         alone = travels_alone(slots[0])
         result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel, alone, alone and lends))
+    for slots in pack_into_buckets(late, limit, first=limit):
+        result.append(_as_bucket(slots, f"bucket.{len(result)}.{slots[0].name}", channel, late=True))
     return result
 
 
@@ -70,8 +82,10 @@ def indices_of(units: Sequence[Unit]) -> list[list[int]]:
     return [[slot.index for slot in unit.slots] for unit in units]
 
 
-def _as_bucket(slots: list[Slot], name: str, channel: ArenaChannel, alone: bool = False, lazy: bool = False) -> Unit:
-    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel, alone, lazy))
+def _as_bucket(
+    slots: list[Slot], name: str, channel: ArenaChannel, alone: bool = False, lazy: bool = False, late: bool = False
+) -> Unit:
+    return Unit(name, slots, Bucket([slot.parameter for slot in slots], channel, alone, lazy), late)
 
 
 def _is_dense(unit: Unit, kinds: bytes) -> bool:

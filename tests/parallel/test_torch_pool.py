@@ -16,7 +16,7 @@ import ringred as rr
 import ringred.torch as hvd
 from ringred import world
 from ringred.torch import buckets
-from ringred.torch.parcels import CLAIM
+from ringred.torch.claims import CLAIM
 
 WIDTH = 97  # no whole number of cache lines
 BYTES = WIDTH * WIDTH * 4
@@ -26,6 +26,7 @@ BYTES = WIDTH * WIDTH * 4
 def small_gradients_travel_alone(world: None, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_ranks(2)
     monkeypatch.setattr(buckets, "ALONE_BYTES", BYTES)
+    monkeypatch.setattr(buckets, "LATE_BYTES", 0)
 
 
 def layers(seed: int = 3) -> nn.Sequential:
@@ -315,6 +316,30 @@ def test_the_norm_is_taken_on_the_way() -> None:
         assert norm > 1e-3 and float(found) == pytest.approx(1e-3, rel=1e-3)
         optimizer.step()
     finish(model, optimizer)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_fused_gradients_are_computed_in_the_arena_one_after_the_other(
+    to_none: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for choice in ("on", "off"):
+        monkeypatch.setenv("RINGRED_GRADIENT_POOL", choice)
+        model = layers()
+        optimizer = wrapped(model, fused=True)
+        seen: list[bool] = []
+        for layer in model:
+            layer.weight.register_hook(lambda gradient, seen=seen: seen.append(in_arena(gradient)))
+        for step in range(4):
+            optimizer.zero_grad(set_to_none=to_none)
+            backward(model, step)
+            assert all(is_view(parameter.grad) for parameter in model.parameters())
+            optimizer.step()
+        assert len(seen) == 12 and all(seen[3:]) == (choice == "on") and any(seen) == (choice == "on")
+        found.append(bits_of(model))
+        finish(model, optimizer)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_setting_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,19 +19,28 @@ from training_data import (
 
 import ringred as rr
 import ringred.torch as hvd
+from ringred.torch import buckets
 
 
-def test_a_parameter_belongs_to_one_optimizer_at_a_time() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_parameter_belongs_to_one_optimizer_at_a_time(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if hvd.size() == 1:
         pytest.skip("needs two ranks")
+    if not late:
+        monkeypatch.setattr(buckets, "LATE_BYTES", 0)
     model = make_model()
     first, second = (hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1)) for _ in range(2))
     backward(model, inputs_of(hvd.rank()))
     first.step()
-    second.step()
-    model.zero_grad()
-    with pytest.raises(rr.UsageError, match="another one already"):
-        backward(model, inputs_of(hvd.rank()))
+    if late:
+        for _ in range(2):
+            with pytest.raises(rr.UsageError, match="another one already"):
+                second.step()
+    else:
+        second.step()
+        model.zero_grad()
+        with pytest.raises(rr.UsageError, match="another one already"):
+            backward(model, inputs_of(hvd.rank()))
     first.zero_grad()
     second.zero_grad()
     first.close()

@@ -1,8 +1,8 @@
 """The workloads of benchmarks/training.py, made small: 20 steps on all ranks are those of one process with all batches.
 
-All is float64, and errors are parts of the way that a parameter tensor has gone. BOUND is not derived but lies between two
-things that are known: runs that add in different orders were at most 7.3e-14 apart, over all ways and workloads, and one
-batch that is lost in the last step of 20 makes more than 1e-3 in every tensor, which a test here asserts.
+All is float64, and errors are parts of the way that a parameter tensor has gone. BOUND is not derived but lies between
+what is known of two things: runs that add in different orders were at most 7.3e-14 apart, over all ways and workloads;
+and one batch that is lost in the last step of 20 makes more than 1e-3 in every tensor, which a test here asserts.
 """
 
 from __future__ import annotations

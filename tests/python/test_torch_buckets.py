@@ -16,7 +16,9 @@ from torch import nn
 
 import ringred as rr
 from ringred import _core
+from ringred.torch import buckets
 from ringred.torch.buckets import ALONE_BYTES, FIRST_BYTES, Bucket, lay_out, pack_into_buckets, view_of
+from ringred.torch.compression import Compression
 from ringred.torch.parcels import Slot
 
 sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib pytest does not
@@ -45,9 +47,26 @@ def in_buckets(model: nn.Module, **options: Any) -> tuple[Any, Echo]:
     return optimizer, channel
 
 
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gradient is so small that it goes after the backward pass."""
+    monkeypatch.setattr(buckets, "LATE_BYTES", 0)
+
+
+@pytest.fixture(params=["early", "late"])
+def early_or_late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "early":
+        monkeypatch.setattr(buckets, "LATE_BYTES", 0)
+
+
+only_early = pytest.mark.usefixtures("early")
+early_and_late = pytest.mark.usefixtures("early_or_late")
+
+
 # Buckets
 
 
+@only_early
 def test_a_bucket_is_sent_when_its_last_gradient_is_there() -> None:
     model = two_layers()
     optimizer, channel = in_buckets(model)
@@ -57,6 +76,61 @@ def test_a_bucket_is_sent_when_its_last_gradient_is_there() -> None:
     assert channel.calls == ["bucket.0.2.bias", "flags"]
 
 
+def hooked(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter._post_accumulate_grad_hooks]
+
+
+def test_small_gradients_go_in_step_and_stay_where_they_are() -> None:
+    model = two_layers()
+    optimizer, channel = in_buckets(model)
+    channel.gradients_of_others = torch.zeros_like
+    assert hooked(model) == ["2.bias"]
+    for step in range(4):
+        channel.calls.clear()
+        backward(model)
+        own = [parameter.grad for parameter in model.parameters()]
+        values = gradients(model)
+        assert channel.calls == []
+        optimizer.step()
+        assert channel.calls == ["bucket.0.2.bias", "flags"]
+        assert all(a is parameter.grad for a, parameter in zip(own, model.parameters(), strict=True))
+        assert all(torch.equal(a / 4, b) for a, b in zip(values, gradients(model), strict=True))  # type: ignore[operator,arg-type]
+        optimizer.zero_grad(set_to_none=step % 2 == 0)
+
+
+def test_small_gradients_that_are_seen_between_averaging_and_step_have_hooks() -> None:
+    for call in ("synchronize", "clip_grad_norm_"):
+        model = two_layers()
+        optimizer, _ = in_buckets(model, op=rr.Sum)
+        backward(model)
+        getattr(optimizer, call)(*[1.0] * (call == "clip_grad_norm_"))
+        assert len(hooked(model)) == 4
+        with pytest.raises(rr.UsageError, match="op=Sum"):
+            backward(model)
+        optimizer.close()
+        assert hooked(model) == []
+
+
+@pytest.mark.parametrize("options", [{"groups": 1}, {"bucket_bytes": 0}, {"compression": Compression.fp16}], ids=str)
+def test_small_gradients_that_do_not_go_in_step_have_hooks(options: dict[str, Any]) -> None:
+    model = two_layers()
+    optimizer, _ = in_buckets(model, **options)
+    assert len(hooked(model)) == 4 and optimizer is not None
+
+
+def test_a_small_gradient_that_is_sparse_gets_its_hook_after_the_first_step() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 3)).double()
+    optimizer = wrapped_sgd(model, Echo(buckets=True), overlap="on")
+    words = torch.tensor([1, 3])
+    assert hooked(model) == ["1.bias"]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(words).square().mean().backward()
+        optimizer.step()
+        assert hooked(model) == ["0.weight", "1.bias"]
+
+
+@only_early
 def test_small_buckets_hold_a_gradient_each_in_the_order_of_the_first_round() -> None:
     model = two_layers()
     optimizer, channel = in_buckets(model, bucket_bytes=1)
@@ -66,6 +140,7 @@ def test_small_buckets_hold_a_gradient_each_in_the_order_of_the_first_round() ->
     assert sorted(names) == sorted(ALL) and names[:2] in (ALL[:2], ALL[1::-1])
 
 
+@early_and_late
 def test_overlap_off_sends_in_step() -> None:
     model = two_layers()
     channel = Echo(buckets=True)
@@ -79,6 +154,7 @@ def test_overlap_off_sends_in_step() -> None:
     assert channel.calls == ["bucket.0.2.bias", "flags"]
 
 
+@only_early
 def test_auto_tries_both_ways_and_decides_once() -> None:
     model, channel = two_layers(), Echo(buckets=True)
     optimizer = wrapped_sgd(model, channel, overlap="auto")
@@ -95,6 +171,7 @@ def test_auto_tries_both_ways_and_decides_once() -> None:
     assert len(set(early[decided:])) == 1
 
 
+@only_early
 def test_gradients_become_views_of_the_bucket_and_stay_them() -> None:
     model, plain = two_layers(), two_layers()
     reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
@@ -114,6 +191,7 @@ def test_gradients_become_views_of_the_bucket_and_stay_them() -> None:
     assert same(model, plain)
 
 
+@early_and_late
 def test_what_one_rank_does_not_use_is_zero_there_and_the_average_of_the_others() -> None:
     model = two_layers()
     model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
@@ -127,6 +205,7 @@ def test_what_one_rank_does_not_use_is_zero_there_and_the_average_of_the_others(
         optimizer.zero_grad(set_to_none=step % 2 == 0)
 
 
+@early_and_late
 @pytest.mark.parametrize("weight", [0, 3])
 def test_weights_scale_before_the_reduction(weight: int) -> None:
     """All four ranks hold the same: their weighted mean is what each has, also after one of no samples."""
@@ -144,6 +223,7 @@ def test_weights_scale_before_the_reduction(weight: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(own, gradients(model), strict=True))  # type: ignore[arg-type]
 
 
+@early_and_late
 def test_clipping_takes_the_norm_of_the_reduction_unless_the_averages_were_touched() -> None:
     model = two_layers()
     optimizer, _ = in_buckets(model)
@@ -160,6 +240,7 @@ def test_clipping_takes_the_norm_of_the_reduction_unless_the_averages_were_touch
         optimizer.step()
 
 
+@early_and_late
 def test_a_lazily_conjugated_gradient_is_conjugated_in_its_bucket() -> None:
     model = nn.ParameterList([nn.Parameter(torch.ones(3, dtype=torch.complex128)) for _ in range(2)])
     optimizer = wrapped_sgd(model, Echo(buckets=True), overlap="on")
@@ -172,6 +253,7 @@ def test_a_lazily_conjugated_gradient_is_conjugated_in_its_bucket() -> None:
         assert torch.equal(model[1].grad, numbers.conj().resolve_conj())
 
 
+@early_and_late
 def test_memory_assigned_to_a_view_is_taken_over_and_the_view_brought_back() -> None:
     model, plain = two_layers(), two_layers()
     reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
@@ -193,6 +275,7 @@ def test_memory_assigned_to_a_view_is_taken_over_and_the_view_brought_back() -> 
     assert same(model, plain)
 
 
+@early_and_late
 def test_two_optimizers_are_told_apart_by_their_views() -> None:
     model = two_layers()
     first, _ = in_buckets(model)
@@ -209,6 +292,7 @@ def test_two_optimizers_are_told_apart_by_their_views() -> None:
         second.step()
 
 
+@only_early
 def test_buckets_go_with_the_optimizer() -> None:
     gc.disable()
     try:
@@ -391,6 +475,47 @@ def test_fill_and_deliver() -> None:
     core.fill(0, False)
     assert not any(place.any() for place in places)
     assert core.kinds([False], False) == b"\0\0\0" and core.kinds([False], True) == b"\1\1\0"
+
+
+def test_late_units_are_packed_and_delivered_where_gradients_lie() -> None:
+    parameters, calls = parameters_of(2, 2, 2, 2), Calls()
+    places: list[Any] = [torch.full((2,), 9.0) for _ in parameters]
+    core = calls.of(parameters)
+    core.arrange([[0], [1, 2, 3]], places, (0, 0), late=[1])
+    assert core.ready_units() == []
+    own = [torch.full((2,), float(number)) for number in range(4)]
+    for number in (0, 1, 2):
+        parameters[number].grad = own[number]
+        core.hook(number)(parameters[number])
+    parameters[2].grad = own[2].to_sparse()
+    assert calls.ready == [(0, True)] and core.ready_units() == [0, 1] and core.pending()
+    assert parameters[1].grad is own[1]
+    core.fill(1, True)
+    assert [place.tolist() for place in places] == [[0, 0], [1, 1], [2, 2], [0, 0]] and calls.moved == [2]
+    assert core.kinds([True, True], True) == b"\1\1\1\0"
+    for place in places:
+        place.fill_(5)
+    core.deliver(1, b"\1\1\1\1")
+    assert parameters[1].grad is own[1] and own[1].tolist() == [5, 5]
+    assert parameters[2].grad is places[2] and parameters[3].grad is places[3]
+    core.clear()
+    assert core.ready_units() == [1]  # gradients that are accumulated into, without a backward pass
+    core.fill(1, False)
+    assert [place.tolist() for place in places[1:]] == [[0, 0]] * 3 and own[1].tolist() == [5, 5]
+    core.deliver(1, b"\1\1\1\1")
+    assert own[1].tolist() == [5, 5]
+
+
+def test_a_late_gradient_that_is_in_a_graph_is_replaced() -> None:
+    parameters, calls = parameters_of(2), Calls()
+    core = calls.of(parameters)
+    place: Any = torch.zeros(2)
+    core.arrange([[0]], [place], (0, 0), late=[0])
+    parameters[0].grad = gradient = (parameters[0] + 1).square()
+    core.fill(0, True)
+    place.fill_(7)
+    core.deliver(0, b"\1")
+    assert parameters[0].grad is place and gradient.tolist() == [1, 1]
 
 
 def test_what_is_no_plain_copy_is_moved() -> None:

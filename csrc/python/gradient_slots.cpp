@@ -1,0 +1,162 @@
+#include "csrc/python/gradient_slots.h"
+
+#include <cstring>
+#include <utility>
+
+#include "csrc/python/tensors.h"
+#include "csrc/reduce/stream_copy.h"
+
+namespace ringred::gradients {
+namespace {
+
+// From here on a copy is worth letting other Python threads run.
+constexpr std::size_t long_copy = std::size_t{1} << 20;
+
+// Marks a gradient that travels from where it lies, so that no other optimizer takes it.
+constexpr const char* claim = "_ringred_travels";
+
+// Whether a gradient can be copied to its place as bytes. One that torch conjugates or negates as it reads cannot.
+bool is_plain(const py::object& gradient, const Slot& slot) {
+  return slot.contiguous && tensors::layout(gradient).is(slot.layout) && tensors::dtype(gradient).is(slot.dtype) &&
+         tensors::is_contiguous(gradient) && !tensors::is_negative(gradient) &&
+         !(slot.complex && tensors::is_conjugate(gradient));
+}
+
+void copy(std::byte* place, const std::byte* data, std::size_t bytes) {
+  if (bytes < long_copy) {
+    stream_copy(place, data, bytes);
+    return;
+  }
+  const py::gil_scoped_release unlocked;
+  stream_copy(place, data, bytes);
+}
+
+// Whether a gradient is a part of something, as those of stacked parameters are. These have one version together: to
+// accumulate into one of them looks like a change of all. One that travels for another optimizer is left alone.
+bool is_part(const State& state, const py::object& gradient) {
+  return tensors::layout(gradient).is(state.strided) && tensors::is_part(gradient) && !py::hasattr(gradient, claim);
+}
+
+// Has the view show its place again, after somebody has assigned its `data`; what was assigned goes there if it is the
+// gradient.
+void bring_back(State& state, std::size_t number, const py::object& gradient) {
+  const py::object view = state.slots[number].view;
+  const py::object assigned = tensors::data(view);
+  tensors::set_data(view, state.slots[number].keeper);
+  if (gradient.is(view)) state.move(number, assigned, view);
+}
+
+// Whether a gradient can be reduced where autograd has put it: in a block of the pool that is its alone.
+bool is_in_pool(const State& state, const Slot& slot, const py::object& gradient) {
+  return slot.pooled && is_plain(gradient, slot) && state.pool->holds(tensors::address(gradient), slot.bytes) &&
+         !tensors::requires_grad(gradient.ptr()) && tensors::is_alone(gradient) && !py::hasattr(gradient, claim);
+}
+
+// Whether a gradient that lies at `data` may belong to somebody: it is in the arena, and not torch's alone.
+bool is_taken(const State& state, const Slot& slot, const py::object& gradient, const std::byte* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  if (address < state.arena_begin || address >= state.arena_end) return false;
+  return !state.pool || !state.pool->holds(data, slot.bytes) || py::hasattr(gradient, claim);
+}
+
+void ensure_view(State& state, std::size_t number) {
+  if (!state.slots[number].pooled || !state.slots[number].view.is_none()) return;
+  py::object view = state.make_view(number);
+  set_view(state.slots[number], std::move(view));
+}
+
+// Brings a gradient to its place, which then is the parameter's gradient.
+void bring(State& state, std::size_t number, PyObject* parameter, const py::object& gradient) {
+  const py::object view = state.slots[number].view;
+  const bool plain = is_plain(gradient, state.slots[number]);
+  const std::byte* data = plain ? tensors::address(gradient) : nullptr;
+  if (!plain || (data != state.slots[number].place && is_taken(state, state.slots[number], gradient, data))) {
+    state.move(number, gradient, view);
+  } else if (const Slot& slot = state.slots[number]; data != slot.place) {
+    copy(slot.place, data, slot.bytes);
+  }
+  tensors::set_grad(parameter, view);
+}
+
+}  // namespace
+
+void complete(State& state, Slot& slot, py::object gradient) {
+  state.clear = false;
+  slot.version = gradient.is_none() ? 0 : tensors::version(gradient);
+  slot.sent = std::move(gradient);
+  slot.complete = true;
+}
+
+bool is_elsewhere(const Slot& slot) {
+  return !slot.view.is_none() && tensors::address(slot.view) != slot.place;
+}
+
+void set_view(Slot& slot, py::object view) {
+  slot.view = std::move(view);
+  slot.place = tensors::address(slot.view);
+  slot.keeper = slot.view.attr("data");
+}
+
+void unclaim(Slot& slot) {
+  if (slot.at == nullptr) return;
+  slot.at = nullptr;
+  if (py::hasattr(slot.sent, claim)) py::delattr(slot.sent, claim);
+}
+
+void settle(State& state, std::size_t number, PyObject* parameter) {
+  py::object gradient = tensors::grad(parameter);
+  if (!gradient.is_none() && is_in_pool(state, state.slots[number], gradient)) {
+    py::setattr(gradient, claim, py::bool_(true));
+    state.slots[number].at = tensors::address(gradient);
+    return complete(state, state.slots[number], std::move(gradient));
+  }
+  if (!gradient.is_none()) ensure_view(state, number);
+  const py::object view = state.slots[number].view;
+  if (is_elsewhere(state.slots[number])) bring_back(state, number, gradient);
+  if (view.is_none() && !gradient.is_none() && is_part(state, gradient)) {
+    gradient = tensors::data(gradient);  // with a version of its own
+    tensors::set_grad(parameter, gradient);
+  }
+  if (view.is_none() || gradient.is_none()) return complete(state, state.slots[number], std::move(gradient));
+  if (!gradient.is(view)) bring(state, number, parameter, gradient);
+  complete(state, state.slots[number], view);
+}
+
+void pack(State& state, std::size_t number, PyObject* parameter) {
+  Slot& slot = state.slots[number];
+  py::object gradient = tensors::grad(parameter);
+  const bool plain = !gradient.is_none() && !gradient.is(slot.view) && is_plain(gradient, slot) &&
+                     !tensors::requires_grad(gradient.ptr());
+  std::byte* data = plain ? tensors::address(gradient) : nullptr;
+  if (!plain || is_taken(state, slot, gradient, data)) return settle(state, number, parameter);
+  slot.origin = data;
+  std::memcpy(slot.place, data, slot.bytes);
+  slot.sent = std::move(gradient);
+  slot.complete = true;
+  state.clear = false;
+}
+
+void put_zeros(State& state, std::size_t number) {
+  ensure_view(state, number);
+  if (is_elsewhere(state.slots[number])) bring_back(state, number, py::none());
+  std::memset(state.slots[number].place, 0, state.slots[number].bytes);
+}
+
+void arrive(State& state, std::size_t number, PyObject* parameter) {
+  if (const Slot& slot = state.slots[number]; state.closed || slot.complete || slot.passes >= state.passes)
+    state.unusual(number);
+  if (state.paused) return;
+  state.clear = false;
+  if (state.pool && state.waiting > 0) state.pool->arm(true);
+  Slot& slot = state.slots[number];
+  Unit& unit = state.units.at(static_cast<std::size_t>(slot.unit));
+  if (++slot.passes < state.passes || unit.late) return;
+  settle(state, number, parameter);
+  if (unit.missing == 0 || --unit.missing > 0) return;
+  if (--state.waiting == 0 && state.pool) state.pool->arm(false);
+  bool all = true;
+  for (const std::size_t member : unit.slots) all = all && state.slots[member].complete;
+  state.ready(state.slots[number].unit, all);
+}
+
+}  // namespace ringred::gradients

@@ -1,0 +1,136 @@
+"""Arrangement: which gradients travel together, in what memory, and which parameters have hooks.
+
+Invariant: all ranks have the same units; gradients that a hook must see have one.
+
+In the first round every gradient travels by itself or with its group, from where it lies. Then there are, by size:
+large ones (from ALONE_BYTES on), which autograd computes into the arena, where they travel; others, which the hook
+copies into a bucket, which then is where they lie; and small ones (up to LATE_BYTES), which are copied to a bucket and
+back inside step() and need no hook. A few of these have one nevertheless, so that passes are counted.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ringred import _core
+from ringred.torch.buckets import Bucket
+from ringred.torch.claims import Claims, check_unclaimed_parameters
+from ringred.torch.hooks import Hooks
+from ringred.torch.parcels import Carrier, Slot
+from ringred.torch.units import first_units, in_buckets, indices_of, may_be_late
+
+WATCHED = 16
+"""One in so many parameters with small gradients has a hook, which counts passes."""
+
+
+class Arrangement:
+    """The units of one exchange.
+
+    Args:
+        slots: its parameters.
+        groups: indices of slots that travel together.
+        gradients: what is done for each of them.
+        carrier: how they travel.
+        bucket_bytes: how large buckets may become; 0: there are none.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        groups: Sequence[Sequence[int]],
+        gradients: _core.Gradients,
+        carrier: Carrier,
+        bucket_bytes: int,
+    ) -> None:
+        self.units = first_units(slots, groups)
+        self.is_final = False  # buckets have been made, or there will be none
+        self.claims = Claims()
+        self._slots = slots
+        self._gradients = gradients
+        self._channel: Any = carrier.channel
+        self._bucket_bytes = bucket_bytes
+        self._has_buckets = bool(bucket_bytes) and carrier.is_plain and hasattr(carrier.channel, "reduce_in_place")
+        self._lazy: dict[int, Bucket] = {}  # by slot: buckets of gradients that are to lie in the pool
+        gradients.arrange(indices_of(self.units), [None] * len(slots), (0, 0))
+        self._hooks = Hooks(self, [slot.parameter for slot in slots], gradients.hook)
+        late = may_be_late(self.units) if self._has_buckets else []
+        unhooked = {index for number, index in enumerate(reversed(late)) if number % WATCHED != 0}
+        self._hooks.attach(index for index in range(len(slots)) if index not in unhooked)
+        self._give_up = weakref.finalize(self, _give_up, self.claims, gradients)
+        self._give_up.atexit = False
+
+    @property
+    def lends_memory(self) -> bool:
+        """Whether autograd computes gradients into the arena."""
+        return bool(self._lazy)
+
+    def make_final(self, order: Sequence[int], kinds: bytes) -> None:
+        """Make buckets; what is not dense keeps its unit, and so do groups of the user's.
+
+        Args:
+            order: numbers of units, as this rank found them ready. All ranks take over the first one's.
+            kinds: of the gradients of the first round, by slot.
+
+        Raises:
+            UsageError: another optimizer has the small gradients of a parameter.
+        """
+        self.check_unclaimed()
+        self.is_final = True
+        if not self._has_buckets:
+            return
+        agreed: list[int] = self._channel.share(order, "order of gradients")[0]
+        self.units = units = in_buckets(self.units, agreed, kinds, self._bucket_bytes, self._channel)
+        views: list[Any] = [None] * len(self._slots)
+        for unit in units:
+            if unit.bucket is not None and unit.bucket.lazy:
+                self._lazy[unit.slots[0].index] = unit.bucket
+            for slot, view in zip(unit.slots, unit.bucket.views if unit.bucket else [], strict=False):
+                views[slot.index] = self.claims.claim_view(view)
+            for slot in unit.slots if unit.late else ():
+                self.claims.claim_parameter(slot.parameter)
+        sizes = [self._slots[index].parameter.nbytes for index in self._lazy]
+        pool = self._channel.pool(sizes) if sizes else None
+        late = [number for number, unit in enumerate(units) if unit.late]
+        receiver = weakref.ref(self)
+        self._gradients.arrange(
+            indices_of(units), views, self._channel.arena, pool, [*self._lazy], _make_with(receiver), late
+        )
+        self._hooks.attach(slot.index for unit in units if not unit.late for slot in unit.slots)
+
+    def check_unclaimed(self) -> None:
+        """Raise a usage error if another optimizer has the small gradients of a parameter."""
+        if not self.is_final:
+            check_unclaimed_parameters((slot.name, slot.parameter) for slot in self._slots)
+
+    def hook_all(self) -> None:
+        """Have hooks on all parameters from now on."""
+        self._hooks.attach(range(len(self._slots)))
+
+    def close(self) -> None:
+        """Take all hooks off; views are ordinary gradients from now on."""
+        self._hooks.close()
+        self._give_up()
+
+    def make(self, index: int) -> torch.Tensor:
+        """The view of a slot whose gradient is not in the pool."""
+        bucket = self._lazy[index]
+        bucket.make()
+        return self.claims.claim_view(bucket.views[0])
+
+
+def _make_with(receiver: weakref.ref[Arrangement]) -> Any:
+    def make(index: int) -> torch.Tensor:
+        arrangement = receiver()
+        assert arrangement is not None, "hooks go with their arrangement"
+        return arrangement.make(index)
+
+    return make
+
+
+def _give_up(claims: Claims, gradients: _core.Gradients) -> None:
+    claims.give_up()
+    gradients.clear()
