@@ -1,4 +1,4 @@
-// The DLPack structures, as its specification gives them (version 1.0, dmlc.github.io/dlpack).
+// The DLPack structures, as its specification gives them (version 1.3, dmlc.github.io/dlpack).
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ struct Device {
 struct DataType {
   std::uint8_t code, bits;
   std::uint16_t lanes;
+  friend bool operator==(const DataType&, const DataType&) = default;
 };
 
 struct Tensor {
@@ -48,6 +49,15 @@ struct Versioned {  // capsule "dltensor_versioned"
   void (*deleter)(Versioned*);
   std::uint64_t flags;
   Tensor tensor;
+};
+
+// What a type of arrays offers as its `__dlpack_c_exchange_api__`, a capsule "dlpack_exchange_api". Older versions are
+// chained to newer ones.
+struct Exchange {
+  std::uint32_t major, minor;
+  const Exchange* previous;
+  void* others[3];
+  int (*describe)(void* array, Tensor* found);  // null: not offered. It gives no ownership; not 0: a Python error
 };
 
 }  // namespace ringred::dlpack

@@ -1,6 +1,7 @@
 #include "csrc/python/gradient_slots.h"
 
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "csrc/python/tensors.h"
@@ -15,14 +16,35 @@ constexpr std::size_t long_copy = std::size_t{1} << 20;
 // Marks a gradient that travels from where it lies, so that no other optimizer takes it.
 constexpr const char* claim = "_ringred_travels";
 
-// Whether a gradient can be copied to its place as bytes. One that torch conjugates or negates as it reads cannot.
-bool is_plain(const py::object& gradient, const Slot& slot) {
-  return slot.contiguous && tensors::layout(gradient).is(slot.layout) && tensors::dtype(gradient).is(slot.dtype) &&
-         tensors::is_contiguous(gradient) && !tensors::is_negative(gradient) &&
-         !(slot.complex && tensors::is_conjugate(gradient));
+bool is_contiguous(const dlpack::Tensor& tensor) {
+  std::int64_t stride = 1;
+  for (std::int32_t i = tensor.dimensions; tensor.strides != nullptr && i-- > 0;) {
+    if (tensor.shape[i] == 0) return true;
+    if (tensor.shape[i] != 1 && tensor.strides[i] != stride) return false;
+    stride *= tensor.shape[i];
+  }
+  return true;
 }
 
-void copy(std::byte* place, const std::byte* data, std::size_t bytes) {
+// Where a gradient lies that can be copied to its place as bytes. One that torch conjugates or negates as it reads
+// cannot.
+std::optional<std::byte*> plain_bytes(const py::object& gradient, const Slot& slot) {
+  if (!slot.contiguous) return std::nullopt;
+  std::byte* data = nullptr;
+  if (dlpack::Tensor found; slot.type.bits > 0 && tensors::describe(gradient, found)) {
+    if (found.device.type != dlpack::cpu || found.dtype != slot.type || !is_contiguous(found)) return std::nullopt;
+    data = static_cast<std::byte*>(found.data) + found.byte_offset;
+  } else {
+    if (!tensors::layout(gradient).is(slot.layout) || !tensors::dtype(gradient).is(slot.dtype) ||
+        !tensors::is_contiguous(gradient))
+      return std::nullopt;
+    data = tensors::address(gradient);
+  }
+  if (tensors::is_negative(gradient) || (slot.complex && tensors::is_conjugate(gradient))) return std::nullopt;
+  return data;
+}
+
+void copy_bytes(std::byte* place, const std::byte* data, std::size_t bytes) {
   if (bytes < long_copy) {
     stream_copy(place, data, bytes);
     return;
@@ -48,8 +70,10 @@ void bring_back(State& state, std::size_t number, const py::object& gradient) {
 
 // Whether a gradient can be reduced where autograd has put it: in a block of the pool that is its alone.
 bool is_in_pool(const State& state, const Slot& slot, const py::object& gradient) {
-  return slot.pooled && is_plain(gradient, slot) && state.pool->holds(tensors::address(gradient), slot.bytes) &&
-         !tensors::requires_grad(gradient.ptr()) && tensors::is_alone(gradient) && !py::hasattr(gradient, claim);
+  if (!slot.pooled) return false;
+  const std::optional<std::byte*> data = plain_bytes(gradient, slot);
+  return data && state.pool->holds(*data, slot.bytes) && !tensors::requires_grad(gradient.ptr()) &&
+         tensors::is_alone(gradient) && !py::hasattr(gradient, claim);
 }
 
 // Whether a gradient that lies at `data` may belong to somebody: it is in the arena, and not torch's alone.
@@ -67,13 +91,13 @@ void ensure_view(State& state, std::size_t number) {
 
 // Brings a gradient to its place, which then is the parameter's gradient.
 void bring(State& state, std::size_t number, PyObject* parameter, const py::object& gradient) {
-  const py::object view = state.slots[number].view;
-  const bool plain = is_plain(gradient, state.slots[number]);
-  const std::byte* data = plain ? tensors::address(gradient) : nullptr;
-  if (!plain || (data != state.slots[number].place && is_taken(state, state.slots[number], gradient, data))) {
-    state.move(number, gradient, view);
-  } else if (const Slot& slot = state.slots[number]; data != slot.place) {
-    copy(slot.place, data, slot.bytes);
+  const Slot& slot = state.slots[number];
+  const py::object view = slot.view;
+  const std::optional<std::byte*> data = plain_bytes(gradient, slot);
+  if (!data || (*data != slot.place && is_taken(state, slot, gradient, *data))) {
+    state.move(number, gradient, view);  // `slot` may be gone
+  } else if (*data != slot.place) {
+    copy_bytes(slot.place, *data, slot.bytes);
   }
   tensors::set_grad(parameter, view);
 }
@@ -125,12 +149,11 @@ void settle(State& state, std::size_t number, PyObject* parameter) {
 void pack(State& state, std::size_t number, PyObject* parameter) {
   Slot& slot = state.slots[number];
   py::object gradient = tensors::grad(parameter);
-  const bool plain = !gradient.is_none() && !gradient.is(slot.view) && is_plain(gradient, slot) &&
-                     !tensors::requires_grad(gradient.ptr());
-  std::byte* data = plain ? tensors::address(gradient) : nullptr;
-  if (!plain || is_taken(state, slot, gradient, data)) return settle(state, number, parameter);
-  slot.origin = data;
-  std::memcpy(slot.place, data, slot.bytes);
+  const bool known = gradient.is_none() || gradient.is(slot.view) || tensors::requires_grad(gradient.ptr());
+  const std::optional<std::byte*> data = known ? std::nullopt : plain_bytes(gradient, slot);
+  if (!data || is_taken(state, slot, gradient, *data)) return settle(state, number, parameter);
+  slot.origin = *data;
+  std::memcpy(slot.place, *data, slot.bytes);
   slot.sent = std::move(gradient);
   slot.complete = true;
   state.clear = false;

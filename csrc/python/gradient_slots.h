@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "csrc/memory/pool.h"
+#include "csrc/python/dlpack.h"
 
 namespace ringred::gradients {
 
@@ -25,6 +26,7 @@ struct Slot {
   std::byte* place = nullptr;
   std::size_t bytes = 0;
   py::object layout{}, dtype{};  // of the view
+  dlpack::DataType type{};       // the same as the dtype, if torch tells
   py::object keeper{};  // a second tensor of the place: what the view is to show again if its data was assigned
   bool contiguous = false, complex = false;
   bool pooled = false;  // it travels from where autograd has put it, if that is in the pool; the view comes when needed

@@ -174,7 +174,7 @@ class Gradients {
       if (!sent && !own) continue;
       const py::object gradient = sent ? slot.sent : tensors::grad(parameters_[number].ptr());
       if (gradient.is_none()) continue;
-      const bool dense = gradient.is(slot.view) || tensors::layout(gradient).is(strided_);
+      const bool dense = slot.origin != nullptr || gradient.is(slot.view) || tensors::layout(gradient).is(strided_);
       all[number] = dense ? 1 : 2;
     }
     return all;
@@ -217,6 +217,7 @@ class Gradients {
     slot.bytes = like.attr("nbytes").cast<std::size_t>();
     slot.layout = like.attr("layout");
     slot.dtype = like.attr("dtype");
+    if (dlpack::Tensor found; tensors::describe(like.attr("detach")(), found)) slot.type = found.dtype;
     slot.contiguous = like.attr("is_contiguous")().cast<bool>();
     slot.complex = like.attr("is_complex")().cast<bool>();
   }

@@ -83,6 +83,16 @@ py::object storage(const py::object& tensor) {
   return method.of(tensor.ptr());
 }
 
+const dlpack::Exchange* find_exchange() {
+  constexpr const char* name = "dlpack_exchange_api";
+  const py::object capsule =
+      py::getattr(py::module_::import("torch").attr("Tensor"), "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), name)) return nullptr;
+  const auto* exchange = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), name));
+  while (exchange != nullptr && exchange->major > 1) exchange = exchange->previous;
+  return exchange != nullptr && exchange->major == 1 && exchange->describe != nullptr ? exchange : nullptr;
+}
+
 const Property& data_property() {
   static const Property property("data");
   return property;
@@ -115,6 +125,14 @@ std::byte* address(const py::object& tensor) {
   void* address = PyLong_AsVoidPtr(method.of(tensor.ptr()).ptr());
   if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   return static_cast<std::byte*>(address);
+}
+
+bool describe(const py::object& tensor, dlpack::Tensor& found) {
+  static const dlpack::Exchange* const exchange = find_exchange();
+  if (exchange == nullptr || !is_torchs(tensor.ptr())) return false;
+  if (exchange->describe(tensor.ptr(), &found) == 0) return true;
+  PyErr_Clear();  // such as a sparse one
+  return false;
 }
 
 py::object layout(const py::object& tensor) {

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/python/dlpack.h"
+
 namespace ringred::tensors {
 
 pybind11::object grad(PyObject* parameter);
@@ -18,6 +20,9 @@ bool requires_grad(PyObject* parameter);
 // How often a tensor has been written in place.
 std::uint64_t version(const pybind11::object& tensor);
 std::byte* address(const pybind11::object& tensor);
+
+// What a tensor is, told at once, through DLPack. False: this torch, or this tensor, does not tell.
+bool describe(const pybind11::object& tensor, dlpack::Tensor& found);
 pybind11::object layout(const pybind11::object& tensor);
 pybind11::object dtype(const pybind11::object& tensor);
 pybind11::object data(const pybind11::object& tensor);

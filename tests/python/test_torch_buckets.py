@@ -532,6 +532,39 @@ def test_what_is_no_plain_copy_is_moved() -> None:
     assert calls.moved == [0, 0] and places[0].tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("late", [[], [0]])
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        torch._neg_view(torch.arange(6.0).view(2, 3)),
+        torch.arange(6.0).view(3, 2).t(),
+        torch.arange(12.0).view(2, 6)[:, ::2],
+        torch.ones(1, 1).expand(2, 3),
+        torch.arange(6.0).view(2, 3).to_sparse(),
+    ],
+    ids=["negated", "transposed", "strided", "expanded", "sparse"],
+)
+def test_gradients_of_any_layout_come_as_they_are(gradient: torch.Tensor, late: list[int]) -> None:
+    parameter, calls, place = nn.Parameter(torch.zeros(2, 3)), Calls(), torch.full((2, 3), 9.0)
+    core = calls.of([parameter])
+    core.arrange([[0]], [place], (0, 0), late=late)
+    parameter.grad = gradient
+    core.fill(0, True)
+    assert calls.moved == [0] and torch.equal(place, gradient.to_dense() if gradient.is_sparse else gradient)
+    assert parameter.grad is place
+
+
+@pytest.mark.parametrize("late", [[], [0]])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (1, 5), (3, 1, 2)])
+def test_gradients_of_any_shape_are_copied(shape: tuple[int, ...], late: list[int]) -> None:
+    parameter, calls, place = nn.Parameter(torch.zeros(shape)), Calls(), torch.full(shape, 9.0)
+    core = calls.of([parameter])
+    core.arrange([[0]], [place], (0, 0), late=late)
+    parameter.grad = gradient = torch.randn(shape)
+    core.fill(0, True)
+    assert calls.moved == [] and torch.equal(place, gradient) and (parameter.grad is gradient) == bool(late)
+
+
 def test_errors_of_the_calls_surface() -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
