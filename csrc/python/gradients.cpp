@@ -230,6 +230,8 @@ class Gradients {
 }  // namespace
 
 void bind_gradients(py::module_& module) {
+  module.def("has_own_memory", &tensors::is_alone, py::arg("tensor"),
+             "Whether no other tensor has the memory of this one; False where torch does not tell.");
   py::class_<Gradients>(module, "Gradients")
       .def(py::init<py::list, py::object, py::object, py::object>(), py::arg("parameters"), py::arg("unusual"),
            py::arg("ready"), py::arg("move"))

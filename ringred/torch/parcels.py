@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ringred import _core
 from ringred.errors import UsageError
 from ringred.handles import OperationHandle
 from ringred.ops import Op
@@ -143,6 +144,7 @@ class Carrier:
         parcel = Parcel(self)
         if own:
             for slot in slots:
+                _separate(slot)
                 parcel.claim(slot)
         dense = [self._pack(slot, own) for slot in slots if kinds[slot.index] <= DENSE]
         sparse = [
@@ -170,6 +172,19 @@ class Carrier:
             return _Dense(slot, _message_of(gradient, slot), None)
         compressed, context = self._compressor.compress(gradient.detach())
         return _Dense(slot, _message_of(compressed, slot), context)
+
+
+def _separate(slot: Slot) -> None:
+    """Give a dense gradient memory of its own: autograd lets those of a.view(-1) + b.view(-1) share theirs.
+
+    Each would be reduced there, and the sum be that of sums.
+    """
+    gradient = slot.parameter.grad
+    if gradient is None or gradient.layout != torch.strided:
+        return
+    check_unclaimed(gradient, slot.name)
+    if not _core.has_own_memory(gradient):
+        slot.parameter.grad = gradient.detach().clone()
 
 
 def _message_of(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:

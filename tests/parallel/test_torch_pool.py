@@ -165,15 +165,18 @@ class Twins(nn.Module):
         self.two = nn.Parameter(torch.randn(WIDTH * WIDTH))
 
     def forward(self, factor: torch.Tensor) -> torch.Tensor:
-        return (self.one.view(-1) + self.two) * factor
+        return (self.one.view(-1) + self.two.view(-1)) * factor
 
 
+@pytest.mark.parametrize("bucket_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("op", [rr.Average, rr.Sum])
-def test_gradients_that_share_memory(op: rr.Op) -> None:
+def test_gradients_that_share_memory(op: rr.Op, bucket_bytes: int) -> None:
     model = Twins()
     start = bits_of(model)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    optimizer = hvd.DistributedOptimizer(inner, model.named_parameters(), op=op, overlap="on")
+    optimizer = hvd.DistributedOptimizer(
+        inner, model.named_parameters(), op=op, overlap="on", bucket_bytes=bucket_bytes
+    )
     shared = []
     for _ in range(4):
         optimizer.zero_grad()

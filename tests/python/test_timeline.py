@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ class Engine:
         self.recording = False
         self.starts = 0
         self.events: list[str] = []
+        self.lock = threading.Lock()  # events come on one thread and are drained on another
 
     def timeline_start(self) -> None:
         self.recording = True
@@ -39,11 +41,14 @@ class Engine:
         self.recording = False
 
     def timeline_drain(self) -> str:
-        text, self.events = ",\n".join(self.events), []
+        with self.lock:
+            text, self.events = ",\n".join(self.events), []
         return text
 
     def event(self, name: str) -> None:
-        self.events.append(json.dumps({"name": name, "ph": "X", "pid": self.rank, "tid": 0, "ts": 1.5, "dur": 2.0}))
+        event = json.dumps({"name": name, "ph": "X", "pid": self.rank, "tid": 0, "ts": 1.5, "dur": 2.0})
+        with self.lock:
+            self.events.append(event)
 
 
 @pytest.fixture(autouse=True)
