@@ -1,5 +1,6 @@
 #include "csrc/python/gradient_slots.h"
 
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -169,7 +170,8 @@ void arrive(State& state, std::size_t number, PyObject* parameter) {
   if (const Slot& slot = state.slots[number]; state.closed || slot.complete || slot.passes >= state.passes)
     state.unusual(number);
   if (state.paused) return;
-  state.clear = false;
+  if (std::exchange(state.clear, false))
+    state.began = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   if (state.pool && state.waiting > 0) state.pool->arm(true);
   Slot& slot = state.slots[number];
   Unit& unit = state.units.at(static_cast<std::size_t>(slot.unit));

@@ -48,6 +48,7 @@ struct State {
   int passes = 1;
   bool paused = false;  // inside no_sync()
   bool clear = false;   // nothing has come since a round began
+  double began = 0;     // when the first gradient of the last round came, in seconds of CLOCK_MONOTONIC
   bool closed = false;  // gradients are averages: one more backward pass is unusual
   py::object unusual;   // called with a slot's number before it counts a pass that it should not get
   py::object ready;     // called with a unit's number when its last slot is complete, and whether all of its slots are

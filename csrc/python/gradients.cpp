@@ -244,6 +244,7 @@ void bind_gradients(py::module_& module) {
       .def_property(
           "closed", [](const Gradients& self) { return self.state().closed; },
           [](Gradients& self, bool closed) { self.state().closed = closed; })
+      .def_property_readonly("began", [](const Gradients& self) { return self.state().began; })
       .def("hook", &Gradients::hook, py::arg("number"))
       .def("arrange", &Gradients::arrange, py::arg("units"), py::arg("views"), py::arg("arena"),
            py::arg("pool") = nullptr, py::arg("pooled") = std::vector<std::size_t>{}, py::arg("make_view") = py::none(),

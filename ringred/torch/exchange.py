@@ -201,7 +201,7 @@ class GradientExchange:
         if self._synchronized:
             self._settle_in()
         self._clock.end_step(self.stopwatch.seconds)
-        self._overlap.note_step(self._channel)
+        self._overlap.note_step(self._channel, self._gradients.began)
         self._clear()
         self._set_synchronized(False)
 

@@ -40,17 +40,22 @@ class Overlap:
         self._measures = choice == "auto"
         self._steps = 0
         self._times: dict[bool, list[float]] = {True: [], False: []}
-        self._last = 0.0
+        self._last = 0.0  # when the last round began
 
-    def note_step(self, channel: Channel) -> None:
-        """Tell that a step has ended. Collective, and equally often on all ranks."""
+    def note_step(self, channel: Channel, began: float) -> None:
+        """Tell that a step has ended. Collective, and equally often on all ranks.
+
+        Args:
+            channel: the ranks.
+            began: when the first gradient of the last round came, in seconds of CLOCK_MONOTONIC. What happens between
+                steps, such as the loading of data, does not count.
+        """
         if not self._measures:
             return
-        now = time.perf_counter()
         step = self._steps - SKIPPED
-        if step >= 0 and step % BLOCK > 0:
-            self._times[self.now].append(now - self._last)
-        self._last = now
+        if step >= 0 and step % BLOCK > 0 and began != self._last:
+            self._times[self.now].append(time.monotonic() - began)
+        self._last = began
         self._steps += 1
         step += 1
         if step >= BLOCK * BLOCKS:
@@ -60,7 +65,9 @@ class Overlap:
 
     def _decide(self, channel: Channel) -> None:
         self._measures = False
-        message = torch.tensor([statistics.median(self._times[way]) for way in (True, False)], dtype=torch.float64)
+        times = [self._times[way] for way in (True, False)]
+        medians = [statistics.median(one) for one in times] if all(times) else [0.0, 0.0]  # no gradients on this rank
+        message = torch.tensor(medians, dtype=torch.float64)
         channel.allreduce_([message], Op.Sum, "overlap").wait()
         during, after = message.tolist()
         self.now = during <= after

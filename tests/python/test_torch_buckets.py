@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,29 @@ def test_auto_tries_both_ways_and_decides_once() -> None:
             decided = len(early)
     assert {True, False} == set(early[3:decided])
     assert len(set(early[decided:])) == 1
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_auto_measures_from_the_first_gradient_to_the_end_of_the_step(slow: bool) -> None:
+    """One way is slow; what happens between steps would hide it."""
+    model, channel = two_layers(), Echo(buckets=True)
+    optimizer = wrapped_sgd(model, channel, overlap="auto")
+    overlap = optimizer._exchange._overlap
+    for _ in range(20):
+        time.sleep(0.0 if overlap.now == slow else 0.02)
+        backward(model)
+        time.sleep(0.005 if overlap.now == slow else 0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert overlap.now != slow
+
+
+def test_auto_decides_without_gradients() -> None:
+    model, channel = two_layers(), Echo(buckets=True)
+    optimizer = wrapped_sgd(model, channel, overlap="auto")
+    for _ in range(20):
+        optimizer.step()
+    assert "overlap" in channel.calls and optimizer._exchange._overlap.now
 
 
 @only_early
