@@ -84,6 +84,7 @@ class Gradients:
         ready: Callable[[int, bool], None],
         move: Callable[[int, Any, Any], None],
     ) -> None: ...
+    sums: bool
     @property
     def began(self) -> float: ...
     def hook(self, number: int) -> Callable[[Any], None]: ...
@@ -91,7 +92,6 @@ class Gradients:
         self,
         units: Sequence[Sequence[int]],
         views: Sequence[Any],
-        arena: tuple[int, int],
         pool: Pool | None = None,
         pooled: Sequence[int] = (),
         make_view: Callable[[int], Any] | None = None,

@@ -14,9 +14,6 @@ namespace {
 // From here on a copy is worth letting other Python threads run.
 constexpr std::size_t long_copy = std::size_t{1} << 20;
 
-// Marks a gradient that travels from where it lies, so that no other optimizer takes it.
-constexpr const char* claim = "_ringred_travels";
-
 bool is_contiguous(const dlpack::Tensor& tensor) {
   std::int64_t stride = 1;
   for (std::int32_t i = tensor.dimensions; tensor.strides != nullptr && i-- > 0;) {
@@ -27,17 +24,25 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
   return true;
 }
 
+std::size_t bytes_of(const dlpack::Tensor& tensor) {
+  std::size_t elements = 1;
+  for (std::int32_t i = 0; i < tensor.dimensions; ++i) elements *= static_cast<std::size_t>(tensor.shape[i]);
+  return elements * tensor.dtype.bits / 8;
+}
+
 // Where a gradient lies that can be copied to its place as bytes. One that torch conjugates or negates as it reads
-// cannot.
+// cannot, nor one whose parameter has been resized.
 std::optional<std::byte*> plain_bytes(const py::object& gradient, const Slot& slot) {
   if (!slot.contiguous) return std::nullopt;
   std::byte* data = nullptr;
   if (dlpack::Tensor found; slot.type.bits > 0 && tensors::describe(gradient, found)) {
-    if (found.device.type != dlpack::cpu || found.dtype != slot.type || !is_contiguous(found)) return std::nullopt;
+    if (found.device.type != dlpack::cpu || found.dtype != slot.type || !is_contiguous(found) ||
+        bytes_of(found) != slot.bytes)
+      return std::nullopt;
     data = static_cast<std::byte*>(found.data) + found.byte_offset;
   } else {
     if (!tensors::layout(gradient).is(slot.layout) || !tensors::dtype(gradient).is(slot.dtype) ||
-        !tensors::is_contiguous(gradient))
+        !tensors::is_contiguous(gradient) || tensors::bytes(gradient) != slot.bytes)
       return std::nullopt;
     data = tensors::address(gradient);
   }
@@ -55,9 +60,9 @@ void copy_bytes(std::byte* place, const std::byte* data, std::size_t bytes) {
 }
 
 // Whether a gradient is a part of something, as those of stacked parameters are. These have one version together: to
-// accumulate into one of them looks like a change of all. One that travels for another optimizer is left alone.
+// accumulate into one of them looks like a change of all.
 bool is_part(const State& state, const py::object& gradient) {
-  return tensors::layout(gradient).is(state.strided) && tensors::is_part(gradient) && !py::hasattr(gradient, claim);
+  return tensors::layout(gradient).is(state.strided) && tensors::is_part(gradient);
 }
 
 // Has the view show its place again, after somebody has assigned its `data`; what was assigned goes there if it is the
@@ -74,14 +79,7 @@ bool is_in_pool(const State& state, const Slot& slot, const py::object& gradient
   if (!slot.pooled) return false;
   const std::optional<std::byte*> data = plain_bytes(gradient, slot);
   return data && state.pool->holds(*data, slot.bytes) && !tensors::requires_grad(gradient.ptr()) &&
-         tensors::is_alone(gradient) && !py::hasattr(gradient, claim);
-}
-
-// Whether a gradient that lies at `data` may belong to somebody: it is in the arena, and not torch's alone.
-bool is_taken(const State& state, const Slot& slot, const py::object& gradient, const std::byte* data) {
-  const auto address = reinterpret_cast<std::uintptr_t>(data);
-  if (address < state.arena_begin || address >= state.arena_end) return false;
-  return !state.pool || !state.pool->holds(data, slot.bytes) || py::hasattr(gradient, claim);
+         tensors::is_alone(gradient);
 }
 
 void ensure_view(State& state, std::size_t number) {
@@ -95,8 +93,8 @@ void bring(State& state, std::size_t number, PyObject* parameter, const py::obje
   const Slot& slot = state.slots[number];
   const py::object view = slot.view;
   const std::optional<std::byte*> data = plain_bytes(gradient, slot);
-  if (!data || (*data != slot.place && is_taken(state, slot, gradient, *data))) {
-    state.move(number, gradient, view);  // `slot` may be gone
+  if (!data) {
+    state.move(number, gradient, view);
   } else if (*data != slot.place) {
     copy_bytes(slot.place, *data, slot.bytes);
   }
@@ -122,16 +120,9 @@ void set_view(Slot& slot, py::object view) {
   slot.keeper = slot.view.attr("data");
 }
 
-void unclaim(Slot& slot) {
-  if (slot.at == nullptr) return;
-  slot.at = nullptr;
-  if (py::hasattr(slot.sent, claim)) py::delattr(slot.sent, claim);
-}
-
 void settle(State& state, std::size_t number, PyObject* parameter) {
   py::object gradient = tensors::grad(parameter);
   if (!gradient.is_none() && is_in_pool(state, state.slots[number], gradient)) {
-    py::setattr(gradient, claim, py::bool_(true));
     state.slots[number].at = tensors::address(gradient);
     return complete(state, state.slots[number], std::move(gradient));
   }
@@ -152,12 +143,10 @@ void pack(State& state, std::size_t number, PyObject* parameter) {
   py::object gradient = tensors::grad(parameter);
   const bool known = gradient.is_none() || gradient.is(slot.view) || tensors::requires_grad(gradient.ptr());
   const std::optional<std::byte*> data = known ? std::nullopt : plain_bytes(gradient, slot);
-  if (!data || is_taken(state, slot, gradient, *data)) return settle(state, number, parameter);
+  if (!data || (state.sums && !tensors::is_alone(gradient))) return settle(state, number, parameter);
   slot.origin = *data;
   std::memcpy(slot.place, *data, slot.bytes);
-  slot.sent = std::move(gradient);
-  slot.complete = true;
-  state.clear = false;
+  complete(state, slot, std::move(gradient));
 }
 
 void put_zeros(State& state, std::size_t number) {

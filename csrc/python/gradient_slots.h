@@ -50,14 +50,14 @@ struct State {
   bool clear = false;   // nothing has come since a round began
   double began = 0;     // when the first gradient of the last round came, in seconds of CLOCK_MONOTONIC
   bool closed = false;  // gradients are averages: one more backward pass is unusual
+  bool sums = false;    // reducing what has been reduced gives something else: for averages it does not
   py::object unusual;   // called with a slot's number before it counts a pass that it should not get
   py::object ready;     // called with a unit's number when its last slot is complete, and whether all of its slots are
-  std::uintptr_t arena_begin = 0, arena_end = 0;  // a gradient that lies there belongs to somebody
-  py::object strided;                             // torch.strided
-  std::shared_ptr<Pool> pool;                     // null: no slot is pooled
-  py::object make_view;                           // called with a pooled slot's number for its view
-  std::size_t waiting = 0;                        // units with missing slots
-  py::object move;  // called with (slot's number, gradient, place) for what cannot be copied as bytes
+  py::object strided;   // torch.strided
+  std::shared_ptr<Pool> pool;  // null: no slot is pooled
+  py::object make_view;        // called with a pooled slot's number for its view
+  std::size_t waiting = 0;     // units with missing slots
+  py::object move;             // called with (slot's number, gradient, place) for what cannot be copied as bytes
 };
 
 // A backward pass has accumulated the gradient of a slot.
@@ -80,8 +80,5 @@ void set_view(Slot& slot, py::object view);
 
 // Whether somebody has assigned the data of the view, so that it does not show its place.
 bool is_elsewhere(const Slot& slot);
-
-// Gives up the mark of a gradient in the pool.
-void unclaim(Slot& slot);
 
 }  // namespace ringred::gradients

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -48,8 +48,7 @@ class Gradients {
   // `units` lists the slots of each, every slot once; `views` the places of the slots in buckets, or None. Those of
   // `pooled`, which have no view yet, travel from where they lie in the pool; `make_view` makes the view of one. Units
   // of `late` are not waited for in the backward pass.
-  void arrange(const std::vector<std::vector<std::size_t>>& units, const py::list& views,
-               std::pair<std::uintptr_t, std::uintptr_t> arena, std::shared_ptr<Pool> pool,
+  void arrange(const std::vector<std::vector<std::size_t>>& units, const py::list& views, std::shared_ptr<Pool> pool,
                const std::vector<std::size_t>& pooled, py::object make_view, const std::vector<std::size_t>& late) {
     State& state = *state_;
     std::vector<int> unit_of(state.slots.size(), -1);
@@ -75,11 +74,9 @@ class Gradients {
       describe(slots[number], parameters_.at(number));
       slots[number].pooled = true;
     }
-    for (Slot& slot : state.slots) gradients::unclaim(slot);
     state.pool = std::move(pool);
     state.make_view = std::move(make_view);
     state.slots.swap(slots);
-    std::tie(state.arena_begin, state.arena_end) = arena;
     state.units.clear();
     for (const auto& members : units) state.units.push_back({members});
     for (const std::size_t unit : late) state.units.at(unit).late = true;
@@ -103,7 +100,7 @@ class Gradients {
           slot.passes = 0;
           slot.complete = false;
           slot.origin = nullptr;
-          gradients::unclaim(slot);
+          slot.at = nullptr;
           slot.sent = py::none();
         }
         if (!unit.late) unit.missing += tensors::requires_grad(parameters_[number].ptr()) ? 1u : 0u;
@@ -120,12 +117,13 @@ class Gradients {
   // ones are not wanted, the place holds zeros.
   void fill(std::size_t unit, bool own) {
     const std::vector<std::size_t> members = state_->units.at(unit).slots;
+    const bool late = state_->units[unit].late;
     for (const std::size_t number : members) {
       if (own && !state_->slots[number].complete)
-        (state_->units[unit].late ? gradients::pack : gradients::settle)(*state_, number, parameters_[number].ptr());
-      if (own && !state_->slots[number].sent.is_none()) continue;
-      gradients::put_zeros(*state_, number);
+        (late ? gradients::pack : gradients::settle)(*state_, number, parameters_[number].ptr());
+      if (!own || state_->slots[number].sent.is_none()) gradients::put_zeros(*state_, number);
     }
+    if (own && late) separate(members);
   }
 
   // Copies averages to the gradients that were copied, and makes the places the gradients of those parameters that have
@@ -212,6 +210,26 @@ class Gradients {
   State& state() const { return *state_; }
 
  private:
+  // Autograd lets gradients share memory, as those of a.view(-1) + b.view(-1): an average can be copied back to one of
+  // them only. The others are replaced by their places.
+  void separate(std::vector<std::size_t> members) {
+    const auto& slots = state_->slots;
+    std::erase_if(members, [&](std::size_t number) { return slots[number].origin == nullptr; });
+    std::sort(members.begin(), members.end(),
+              [&](std::size_t a, std::size_t b) { return std::less<>()(slots[a].origin, slots[b].origin); });
+    std::vector<std::size_t> shared;
+    const std::byte* end = nullptr;
+    for (const std::size_t number : members) {
+      if (end != nullptr && std::less<>()(slots[number].origin, end) && slots[number].bytes > 0)
+        shared.push_back(number);
+      end = std::max(end, static_cast<const std::byte*>(slots[number].origin + slots[number].bytes), std::less<>());
+    }
+    for (const std::size_t number : shared) {
+      state_->slots[number].origin = nullptr;
+      gradients::settle(*state_, number, parameters_[number].ptr());
+    }
+  }
+
   // What a slot's gradients have to be like to travel as bytes: like this tensor.
   static void describe(Slot& slot, const py::object& like) {
     slot.bytes = like.attr("nbytes").cast<std::size_t>();
@@ -244,10 +262,13 @@ void bind_gradients(py::module_& module) {
       .def_property(
           "closed", [](const Gradients& self) { return self.state().closed; },
           [](Gradients& self, bool closed) { self.state().closed = closed; })
+      .def_property(
+          "sums", [](const Gradients& self) { return self.state().sums; },
+          [](Gradients& self, bool sums) { self.state().sums = sums; })
       .def_property_readonly("began", [](const Gradients& self) { return self.state().began; })
       .def("hook", &Gradients::hook, py::arg("number"))
-      .def("arrange", &Gradients::arrange, py::arg("units"), py::arg("views"), py::arg("arena"),
-           py::arg("pool") = nullptr, py::arg("pooled") = std::vector<std::size_t>{}, py::arg("make_view") = py::none(),
+      .def("arrange", &Gradients::arrange, py::arg("units"), py::arg("views"), py::arg("pool") = nullptr,
+           py::arg("pooled") = std::vector<std::size_t>{}, py::arg("make_view") = py::none(),
            py::arg("late") = std::vector<std::size_t>{})
       .def("expect", &Gradients::expect)
       .def("clear", &Gradients::clear)

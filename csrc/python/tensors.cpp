@@ -153,10 +153,14 @@ void set_data(const py::object& tensor, const py::object& data) {
   data_property().set(tensor.ptr(), data.ptr());
 }
 
+std::size_t bytes(const py::object& tensor) {
+  static const Property property("nbytes");
+  return property.of(tensor.ptr()).cast<std::size_t>();
+}
+
 bool is_part(const py::object& tensor) {
-  static const Property nbytes("nbytes");
   const py::object whole = stolen(PyObject_CallMethod(storage(tensor).ptr(), "nbytes", nullptr));
-  return !whole.equal(nbytes.of(tensor.ptr()));
+  return whole.cast<std::size_t>() != bytes(tensor);
 }
 
 // The owners are the tensor and the storage object of this call. A torch that does not tell has none that is alone.

@@ -28,6 +28,8 @@ pybind11::object dtype(const pybind11::object& tensor);
 pybind11::object data(const pybind11::object& tensor);
 void set_data(const pybind11::object& tensor, const pybind11::object& data);
 
+std::size_t bytes(const pybind11::object& tensor);
+
 // Whether it is a part of its storage.
 bool is_part(const pybind11::object& tensor);
 

@@ -11,19 +11,19 @@ back inside step() and need no hook. A few of these have one nevertheless, so th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ringred import _core
 from ringred.torch.buckets import Bucket
-from ringred.torch.claims import Claims, check_unclaimed_parameters
 from ringred.torch.hooks import Hooks
+from ringred.torch.ownership import Ownership
 from ringred.torch.parcels import Carrier, Slot
-from ringred.torch.units import first_units, in_buckets, indices_of, may_be_late
+from ringred.torch.units import first_units, in_buckets, indices_of, mark_late
 
-WATCHED = 16
+WATCHED = 8
 """One in so many parameters with small gradients has a hook, which counts passes."""
 
 
@@ -48,20 +48,25 @@ class Arrangement:
     ) -> None:
         self.units = first_units(slots, groups)
         self.is_final = False  # buckets have been made, or there will be none
-        self.claims = Claims()
         self._slots = slots
         self._gradients = gradients
         self._channel: Any = carrier.channel
         self._bucket_bytes = bucket_bytes
         self._has_buckets = bool(bucket_bytes) and carrier.is_plain and hasattr(carrier.channel, "reduce_in_place")
         self._lazy: dict[int, Bucket] = {}  # by slot: buckets of gradients that are to lie in the pool
-        gradients.arrange(indices_of(self.units), [None] * len(slots), (0, 0))
         self._hooks = Hooks(self, [slot.parameter for slot in slots], gradients.hook)
-        late = may_be_late(self.units) if self._has_buckets else []
-        unhooked = {index for number, index in enumerate(reversed(late)) if number % WATCHED != 0}
-        self._hooks.attach(index for index in range(len(slots)) if index not in unhooked)
-        self._give_up = weakref.finalize(self, _give_up, self.claims, gradients)
-        self._give_up.atexit = False
+        if self._has_buckets:
+            mark_late(self.units)
+        late = [number for number, unit in enumerate(self.units) if unit.late]
+        gradients.arrange(indices_of(self.units), [None] * len(slots), late=late)
+        unhooked = {late[place] for place in range(len(late)) if (len(late) - 1 - place) % WATCHED != 0}
+        for number, unit in enumerate(self.units):
+            if number not in unhooked:
+                self._hooks.attach(slot.index for slot in unit.slots)
+        receiver = weakref.ref(self)
+        self._ownership = Ownership([(slot.name, slot.parameter) for slot in slots], lambda: _close(receiver))
+        self._end = weakref.finalize(self, _end, self._hooks.close, self._ownership, gradients)
+        self._end.atexit = False
 
     @property
     def lends_memory(self) -> bool:
@@ -74,11 +79,7 @@ class Arrangement:
         Args:
             order: numbers of units, as this rank found them ready. All ranks take over the first one's.
             kinds: of the gradients of the first round, by slot.
-
-        Raises:
-            UsageError: another optimizer has the small gradients of a parameter.
         """
-        self.check_unclaimed()
         self.is_final = True
         if not self._has_buckets:
             return
@@ -89,22 +90,17 @@ class Arrangement:
             if unit.bucket is not None and unit.bucket.lazy:
                 self._lazy[unit.slots[0].index] = unit.bucket
             for slot, view in zip(unit.slots, unit.bucket.views if unit.bucket else [], strict=False):
-                views[slot.index] = self.claims.claim_view(view)
-            for slot in unit.slots if unit.late else ():
-                self.claims.claim_parameter(slot.parameter)
+                views[slot.index] = view
         sizes = [self._slots[index].parameter.nbytes for index in self._lazy]
         pool = self._channel.pool(sizes) if sizes else None
         late = [number for number, unit in enumerate(units) if unit.late]
         receiver = weakref.ref(self)
-        self._gradients.arrange(
-            indices_of(units), views, self._channel.arena, pool, [*self._lazy], _make_with(receiver), late
-        )
+        self._gradients.arrange(indices_of(units), views, pool, [*self._lazy], _make_with(receiver), late)
         self._hooks.attach(slot.index for unit in units if not unit.late for slot in unit.slots)
 
-    def check_unclaimed(self) -> None:
-        """Raise a usage error if another optimizer has the small gradients of a parameter."""
-        if not self.is_final:
-            check_unclaimed_parameters((slot.name, slot.parameter) for slot in self._slots)
+    def check_owned(self) -> None:
+        """Raise a usage error if a newer optimizer has taken a parameter."""
+        self._ownership.check()
 
     def hook_all(self) -> None:
         """Have hooks on all parameters from now on."""
@@ -112,14 +108,13 @@ class Arrangement:
 
     def close(self) -> None:
         """Take all hooks off; views are ordinary gradients from now on."""
-        self._hooks.close()
-        self._give_up()
+        self._end()
 
     def make(self, index: int) -> torch.Tensor:
         """The view of a slot whose gradient is not in the pool."""
         bucket = self._lazy[index]
         bucket.make()
-        return self.claims.claim_view(bucket.views[0])
+        return bucket.views[0]
 
 
 def _make_with(receiver: weakref.ref[Arrangement]) -> Any:
@@ -131,6 +126,13 @@ def _make_with(receiver: weakref.ref[Arrangement]) -> Any:
     return make
 
 
-def _give_up(claims: Claims, gradients: _core.Gradients) -> None:
-    claims.give_up()
+def _close(receiver: weakref.ref[Arrangement]) -> None:
+    arrangement = receiver()
+    if arrangement is not None:
+        arrangement.close()
+
+
+def _end(detach: Callable[[], object], ownership: Ownership, gradients: _core.Gradients) -> None:
+    detach()
+    ownership.give_up()
     gradients.clear()

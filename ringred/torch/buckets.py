@@ -97,9 +97,6 @@ class BucketParcel:
         """Make the places the gradients of those parameters that had none, and for which some rank had one."""
         self._deliver(kinds)
 
-    def release(self) -> None:
-        """Nothing is claimed: who shares a parameter finds its gradient in the arena."""
-
 
 def lay_out(counts: Iterable[int], element_bytes: int) -> tuple[list[int], int]:
     """Where each of some arrays begins, in elements, each on a cache line; and where the last one ends."""

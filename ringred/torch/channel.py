@@ -70,10 +70,6 @@ class Channel(Protocol):
 class ArenaChannel(Channel, Protocol):
     """A channel whose ranks all see each other's arenas."""
 
-    @property
-    def arena(self) -> tuple[int, int]:
-        """The addresses of this rank's arena, [first, second)."""
-
     def allocate(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Zeroed bytes of this rank's arena."""
 
@@ -146,11 +142,6 @@ class EngineChannel:
     def check_replicas(self, named: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Compare hashes."""
         check_replicas(named, process_set=self._process_set)
-
-    @property
-    def arena(self) -> tuple[int, int]:
-        """Where this rank's arena lies."""
-        return world.engine().arena
 
     def allocate(self, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Take memory of the arena."""

@@ -41,9 +41,8 @@ from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.arrangement import Arrangement
 from ringred.torch.buckets import BucketParcel
-from ringred.torch.claims import check_unclaimed
 from ringred.torch.overlap import Overlap
-from ringred.torch.parcels import DENSE, NONE, Carrier, Kinds, Slot, kind_of
+from ringred.torch.parcels import DENSE, NONE, Carrier, Kinds, Slot, kind_of, separate
 from ringred.torch.scaling import scale, squares_of
 from ringred.torch.stopwatch import Stopwatch
 from ringred.torch.units import Unit
@@ -109,6 +108,7 @@ class GradientExchange:
             lambda index, gradient, place: _alive(receiver)._move(index, gradient, place),
         )
         self._gradients.passes = passes
+        self._gradients.sums = carrier.op != Op.Average
         self._arrangement = Arrangement(self._slots, groups, self._gradients, carrier, bucket_bytes)
         units = [f"{unit.name!r} with op {carrier.op.name}" for unit in self._units]
         self._layout = [*describe(parameters), *units, *options]
@@ -140,9 +140,13 @@ class GradientExchange:
         self._gradients.arrive(index)
 
     def synchronize(self, weight: float | None = None) -> None:
-        """Finish the round, for a caller who may run backward again before the step: all hooks are to see that."""
-        self._arrangement.hook_all()
+        """Finish the round, for a caller who may run backward again before the step."""
+        self.watch_all()
         self.average(weight)
+
+    def watch_all(self) -> None:
+        """See backward passes on any parameter from now on, those with small gradients included."""
+        self._arrangement.hook_all()
 
     def average(self, weight: float | None = None) -> None:
         """Finish the round (phases 2 to 4); does nothing when it is over already.
@@ -152,7 +156,7 @@ class GradientExchange:
         """
         if self._synchronized:
             return
-        self._arrangement.check_unclaimed()
+        self._arrangement.check_owned()
         self._check_unchanged()
         with self.stopwatch.running():
             kinds = self._finish(*self._intent_of(weight))
@@ -294,7 +298,13 @@ class GradientExchange:
 
     def _move(self, index: int, gradient: torch.Tensor, place: torch.Tensor) -> None:
         """Bring a gradient to its place that cannot be copied as plain bytes."""
-        check_unclaimed(gradient, self._slots[index].name)
+        slot = self._slots[index]
+        if slot.parameter.shape != place.shape or slot.parameter.dtype != place.dtype:
+            raise UsageError(
+                f"Parameters keep their shape and dtype: {slot.name!r} had {tuple(place.shape)}, {place.dtype} when "
+                f"the optimizer was built, and has {tuple(slot.parameter.shape)}, {slot.parameter.dtype} now. Build "
+                "another one."
+            )
         with torch.no_grad():
             place.copy_(gradient.to_dense() if gradient.layout == torch.sparse_coo else gradient)
 
@@ -367,6 +377,10 @@ class GradientExchange:
         factor = weight * self._channel.size / total.item()
         if factor != 1:
             with torch.no_grad():
+                for unit in self._units:  # or what is shared would be scaled twice
+                    for slot in unit.slots:
+                        if unit.bucket is None or self._gradients.sent(slot.index) is None:
+                            separate(slot)
                 self._scale(factor)
 
     def _scale(self, factor: float) -> None:
@@ -430,8 +444,6 @@ class GradientExchange:
 
     def _clear(self) -> None:
         for unit in self._units:
-            if unit.parcel is not None:
-                unit.parcel.release()
             unit.parcel = None
             unit.squares = None
         if self._arrangement.lends_memory:

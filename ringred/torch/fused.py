@@ -60,7 +60,6 @@ class FlatGroup:
         self._names = [name for _, name, _ in members]
         self._channel = channel
         self._rule = rule
-        self.arena = channel.arena
         self.dtype = self.parameters[0].dtype
         self.gradients = Bucket(self.parameters, channel, lazy=True)
         self.offsets = self.gradients.offsets

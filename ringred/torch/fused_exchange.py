@@ -41,17 +41,17 @@ class FusedExchange(GradientExchange):
         self._factor = 1.0  # for the averages of this round
         self._finished = False  # flags have been exchanged, gradients are in their places
         self._unscaled = False  # a GradScaler may have written gradients
-        self._arrangement.is_final = True
+        self._arrangement.make_final([], b"")
         views: list[torch.Tensor | None] = [None] * len(parameters)
         for unit, group in zip(self._units, fused.groups, strict=True):
             unit.bucket = group.gradients
             for index, view in zip(group.indices, group.gradients.views, strict=True):
-                views[index] = self._arrangement.claims.claim_view(view)
+                views[index] = view
         self._places = views  # by slot
         channel: Any = self._channel
         large = [slot.parameter.nbytes for slot in self._slots if travels_alone(slot)]
         pool = channel.pool(scratch_of(large)) if large and channel.lends_memory() else None
-        self._gradients.arrange([group.indices for group in fused.groups], views, fused.groups[0].arena, pool)
+        self._gradients.arrange([group.indices for group in fused.groups], views, pool)
 
     @property
     def pending(self) -> bool:
@@ -110,6 +110,7 @@ class FusedExchange(GradientExchange):
     def _prepare(self, weight: float | None) -> None:
         if self._finished:
             return
+        self._arrangement.check_owned()
         self.fused.check_in_place()
         if self._unscaled:
             self._settle_again()

@@ -38,11 +38,11 @@ class Hooks:
         self.close.atexit = False
 
     def attach(self, indices: Iterable[int]) -> None:
-        """Hook up these parameters, if they are not.
+        """Hook up these parameters, if they are not; nothing after `close`.
 
         There is no way back: torch takes as long for a parameter whose hooks have been removed.
         """
-        for index in indices:
+        for index in indices if self.close.alive else ():
             parameter = self._parameters[index]
             if index not in self._handles and (parameter.is_floating_point() or parameter.is_complex()):
                 self._handles[index] = _register(parameter, self._hook_of(index))

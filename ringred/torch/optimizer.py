@@ -202,7 +202,11 @@ class DistributedOptimizer(ComposedOptimizer):
             )
         if closure is None:
             self._exchange.average(weight)
-            result = self._inner_step(None)
+            try:
+                result = self._inner_step(None)
+            except BaseException:
+                self._exchange.watch_all()  # gradients are averages, and may be used for another step
+                raise
         else:
             losses = LossReduction(self._channel, self._op)
             result = self._inner_step(losses.wrap(closure, partial(self._exchange.synchronize, weight)))

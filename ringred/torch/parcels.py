@@ -19,7 +19,6 @@ from ringred.errors import UsageError
 from ringred.handles import OperationHandle
 from ringred.ops import Op
 from ringred.torch.channel import Channel, Waitable
-from ringred.torch.claims import CLAIM, check_unclaimed
 from ringred.torch.compression import Compression, wire_of
 from ringred.torch.places import put_back, writable
 
@@ -59,7 +58,6 @@ class Parcel:
         self._carrier = carrier
         self._dense: list[_Dense] = []
         self._sparse: list[tuple[Slot, Waitable]] = []
-        self._claimed: list[torch.Tensor] = []
         self._handle: Waitable | None = None
 
     def start(self, name: str, dense: list[_Dense], sparse: Sequence[tuple[Slot, torch.Tensor]]) -> None:
@@ -70,25 +68,6 @@ class Parcel:
             self._handle = carrier.reduce([entry.message for entry in self._dense], name)
         for slot, tensor in sparse:
             self._sparse.append((slot, carrier.channel.sparse_allreduce(tensor, carrier.op, f"gradient.{slot.name}")))
-
-    def claim(self, slot: Slot) -> None:
-        """Mark this rank's gradient as one that travels: it must not do so for two optimizers at once.
-
-        Raises:
-            UsageError: it does.
-        """
-        gradient: Any = slot.parameter.grad
-        if gradient is None:
-            return
-        check_unclaimed(gradient, slot.name)
-        setattr(gradient, CLAIM, True)
-        self._claimed.append(gradient)
-
-    def release(self) -> None:
-        """Take the marks off, at the end of the round."""
-        for gradient in self._claimed:
-            delattr(gradient, CLAIM)
-        self._claimed.clear()
 
     squares = None  # see BucketParcel
 
@@ -142,10 +121,9 @@ class Carrier:
             own: whether this rank's gradients go in; zeros otherwise.
         """
         parcel = Parcel(self)
-        if own:
+        if own and self._compressor is None:
             for slot in slots:
-                _separate(slot)
-                parcel.claim(slot)
+                separate(slot)
         dense = [self._pack(slot, own) for slot in slots if kinds[slot.index] <= DENSE]
         sparse = [
             (slot, _sparse_part(slot, kinds[slot.index] - DENSE, own)) for slot in slots if kinds[slot.index] > DENSE
@@ -174,7 +152,7 @@ class Carrier:
         return _Dense(slot, _message_of(compressed, slot), context)
 
 
-def _separate(slot: Slot) -> None:
+def separate(slot: Slot) -> None:
     """Give a dense gradient memory of its own: autograd lets those of a.view(-1) + b.view(-1) share theirs.
 
     Each would be reduced there, and the sum be that of sums.
@@ -182,9 +160,8 @@ def _separate(slot: Slot) -> None:
     gradient = slot.parameter.grad
     if gradient is None or gradient.layout != torch.strided:
         return
-    check_unclaimed(gradient, slot.name)
     if not _core.has_own_memory(gradient):
-        slot.parameter.grad = gradient.detach().clone()
+        slot.parameter.grad = gradient.clone() if gradient.requires_grad else gradient.detach().clone()
 
 
 def _message_of(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:

@@ -39,9 +39,10 @@ def first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[
     return units
 
 
-def may_be_late(units: Sequence[Unit]) -> list[int]:
-    """The slots of a first round that late units will have, unless their gradients turn out not to be dense."""
-    return [unit.slots[0].index for unit in units if len(unit.slots) == 1 and travels_late(unit.slots[0])]
+def mark_late(units: Sequence[Unit]) -> None:
+    """In a first round, those are late whose gradients will be, unless they turn out not to be dense."""
+    for unit in units:
+        unit.late = len(unit.slots) == 1 and travels_late(unit.slots[0])
 
 
 def in_buckets(
@@ -63,6 +64,7 @@ def in_buckets(
     for number in dict.fromkeys([*order, *rest]):
         unit = units[number]
         if not _is_dense(unit, kinds):
+            unit.late = False
             result.append(unit)
         elif len(unit.slots) == 1:
             loose.append(unit.slots[0])

@@ -595,27 +595,25 @@ def test_two_optimizers_on_one_model(way: str) -> None:
     assert_close(model, reference)
 
 
-def test_two_optimizers_on_the_same_parameters() -> None:
+@pytest.mark.parametrize("ways", [("late", "on"), ("on", "none"), ("none", "small"), ("small", "late")])
+def test_two_optimizers_on_the_same_parameters(ways: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newer one takes over, with whatever the older one left."""
     needs_ranks(2)
     model = layers()
-    first = wrapped(model)
-    for step in range(3):
-        first.zero_grad()
-        backward_of(squares(model, hvd.rank(), step))
-        first.step()
-    second = wrapped(model)
-    first.zero_grad()
-    backward_of(squares(model, hvd.rank(), 3))  # the first round of the second one: nothing of it has been sent
-    first.step()
-    with pytest.raises(rr.UsageError, match=r"another one already.*close\(\)"):
-        second.step()
-        first.zero_grad()
-        backward_of(squares(model, hvd.rank(), 4))
-        first.step()
-    first.zero_grad()
-    second.zero_grad()
-    first.close()
-    assert_trains(model, second, steps=5)
+    optimizers = []
+    for way in ways:
+        monkeypatch.setattr(buckets, "LATE_BYTES", 8 << 10 if way == "late" else 0)
+        optimizers.append(wrapped(model, way))
+        assert_trains(model, optimizers[-1], steps=4)
+        backward_of(squares(model, hvd.rank(), 3))
+    with pytest.raises(rr.UsageError, match="another one has been built"):
+        optimizers[0].step()
+    optimizers[0].zero_grad()
+    optimizers[1].zero_grad()
+    assert_trains(model, optimizers[1])
+    optimizers[0].close()
+    assert_trains(model, optimizers[1])
+    optimizers[1].close()
 
 
 def of_flagged_words(flag: Callable[[int, int], bool]) -> Loss:

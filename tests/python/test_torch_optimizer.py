@@ -49,7 +49,7 @@ class Echo:
     def __init__(self, size: int = 4, buckets: bool = False) -> None:
         self.size = size
         if buckets:
-            self.arena, self.allocate = (0, 0), _zeros
+            self.allocate = _zeros
             self.reduce_in_place = self._reduce_in_place
             self.lends_memory = lambda: False
         self.ranks = range(size)
