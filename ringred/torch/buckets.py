@@ -4,7 +4,7 @@ Invariant: all ranks have the same buckets: they agree on an order once, after t
 
 A hook brings each gradient to its place in the bucket while the backward pass goes on, and makes that place the
 parameter's gradient; the memory that autograd had is free for the next gradient. What accumulates later accumulates in
-the bucket.
+the bucket. Small gradients are brought there after the backward pass, and the averages back to where they lay.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class BucketParcel:
         return float(self._handle.squares) if self._measures else None
 
     def deliver(self, kinds: bytes) -> None:
-        """Make the places the gradients of those parameters that had none, and for which some rank had one."""
+        """Copy averages back to small gradients; give a gradient to parameters that had none if some rank had one."""
         self._deliver(kinds)
 
 

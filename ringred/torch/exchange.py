@@ -290,7 +290,7 @@ class GradientExchange:
                 self._send(unit, {slot.index: self._kind_of(slot.parameter.grad) for slot in slots}, own=True)
 
     def _send_complete(self) -> None:
-        """Send the buckets that other ranks will not do without, whatever their flags say."""
+        """Send the buckets that travel in this round whatever the flags of other ranks say."""
         for number in self._gradients.ready_units():
             unit = self._units[number]
             if unit.bucket is not None and unit.parcel is None:

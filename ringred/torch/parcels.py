@@ -3,7 +3,7 @@
 Invariant: a parcel holds the same messages on all ranks: a rank that has no gradient sends zeros.
 
 A dense gradient travels in the memory where it lies, if it is contiguous and no compressor of the user's is in the way;
-otherwise as a copy, which is copied back. So it must not be touched while it travels.
+otherwise as a copy, which is copied back. So it must not be touched while it travels, and shares its memory with none.
 """
 
 from __future__ import annotations
