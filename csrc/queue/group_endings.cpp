@@ -93,6 +93,9 @@ void Group::look_at_deadline(std::int64_t now) {
   if (!late) return;
   const std::string reason = "'" + late->request.name + "' has been waiting for " + missing(*late) +
                              " for more than RINGRED_TIMEOUT_SECONDS=" + seconds_text(limit);
+  // A member whose own deadline came a moment earlier has given its operation up by now and looks as if it had never
+  // submitted it. It has said before why it left: then that is the reason here, too.
+  look_at_members();
   close(Error(ErrorKind::timeout, reason + "." + restart_remedy), "broke off (" + reason + ")");
 }
 
