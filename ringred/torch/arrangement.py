@@ -1,6 +1,6 @@
 """Arrangement: which gradients travel together, in what memory, and which parameters have hooks.
 
-Invariant: all ranks have the same units; gradients that a hook must see have one.
+Invariant: all ranks have the same units. What travels during the backward pass has hooks on all of its parameters.
 
 In the first round every gradient travels by itself or with its group, from where it lies. Then there are, by size:
 large ones (from ALONE_BYTES on), which autograd computes into the arena, where they travel; others, which the hook
@@ -18,10 +18,10 @@ import torch
 
 from ringred import _core
 from ringred.torch.buckets import Bucket
-from ringred.torch.hooks import Hooks
+from ringred.torch.hooks import Hooks, alive
 from ringred.torch.ownership import Ownership
 from ringred.torch.parcels import Carrier, Slot
-from ringred.torch.units import first_units, in_buckets, indices_of, mark_late
+from ringred.torch.units import first_units, in_buckets, indices_of, late_of, mark_late
 
 WATCHED = 8
 """One in so many parameters with small gradients has a hook, which counts passes."""
@@ -57,7 +57,7 @@ class Arrangement:
         self._hooks = Hooks(self, [slot.parameter for slot in slots], gradients.hook)
         if self._has_buckets:
             mark_late(self.units)
-        late = [number for number, unit in enumerate(self.units) if unit.late]
+        late = late_of(self.units)
         gradients.arrange(indices_of(self.units), [None] * len(slots), late=late)
         unhooked = {late[place] for place in range(len(late)) if (len(late) - 1 - place) % WATCHED != 0}
         for number, unit in enumerate(self.units):
@@ -93,9 +93,10 @@ class Arrangement:
                 views[slot.index] = view
         sizes = [self._slots[index].parameter.nbytes for index in self._lazy]
         pool = self._channel.pool(sizes) if sizes else None
-        late = [number for number, unit in enumerate(units) if unit.late]
         receiver = weakref.ref(self)
-        self._gradients.arrange(indices_of(units), views, pool, [*self._lazy], _make_with(receiver), late)
+        self._gradients.arrange(
+            indices_of(units), views, pool, [*self._lazy], lambda index: alive(receiver).make(index), late_of(units)
+        )
         self._hooks.attach(slot.index for unit in units if not unit.late for slot in unit.slots)
 
     def check_owned(self) -> None:
@@ -115,15 +116,6 @@ class Arrangement:
         bucket = self._lazy[index]
         bucket.make()
         return bucket.views[0]
-
-
-def _make_with(receiver: weakref.ref[Arrangement]) -> Any:
-    def make(index: int) -> torch.Tensor:
-        arrangement = receiver()
-        assert arrangement is not None, "hooks go with their arrangement"
-        return arrangement.make(index)
-
-    return make
 
 
 def _close(receiver: weakref.ref[Arrangement]) -> None:

@@ -41,6 +41,7 @@ from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.arrangement import Arrangement
 from ringred.torch.buckets import BucketParcel
+from ringred.torch.hooks import alive
 from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import DENSE, NONE, Carrier, Kinds, Slot, kind_of, separate
 from ringred.torch.scaling import scale, squares_of
@@ -103,9 +104,9 @@ class GradientExchange:
         receiver = weakref.ref(self)
         self._gradients = _core.Gradients(
             [slot.parameter for slot in self._slots],
-            lambda index: _alive(receiver)._count_once_more(index),
-            lambda number, through: _alive(receiver)._note_ready(number, through),
-            lambda index, gradient, place: _alive(receiver)._move(index, gradient, place),
+            lambda index: alive(receiver)._count_once_more(index),
+            lambda number, through: alive(receiver)._note_ready(number, through),
+            lambda index, gradient, place: alive(receiver)._move(index, gradient, place),
         )
         self._gradients.passes = passes
         self._gradients.sums = carrier.op != Op.Average
@@ -450,12 +451,6 @@ class GradientExchange:
             channel: Any = self._channel
             channel.let_go()  # so that gradients go back to the pool when the user drops them
         self._gradients.clear()
-
-
-def _alive(receiver: weakref.ref[GradientExchange]) -> GradientExchange:
-    exchange = receiver()
-    assert exchange is not None, "hooks go with their exchange"
-    return exchange
 
 
 def _make_dense(parameter: torch.Tensor) -> None:

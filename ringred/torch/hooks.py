@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class Hooks:
@@ -46,6 +48,13 @@ class Hooks:
             parameter = self._parameters[index]
             if index not in self._handles and (parameter.is_floating_point() or parameter.is_complex()):
                 self._handles[index] = _register(parameter, self._hook_of(index))
+
+
+def alive(receiver: weakref.ref[T]) -> T:
+    """The object that a hook works for, which it may not own."""
+    found = receiver()
+    assert found is not None, "hooks go with what they work for"
+    return found
 
 
 def _register(parameter: Any, hook: Callable[[torch.Tensor], None]) -> Any:

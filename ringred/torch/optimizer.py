@@ -54,6 +54,7 @@ class DistributedOptimizer(ComposedOptimizer):
     - `torch.amp.GradScaler` needs nothing: unscaling synchronizes first, so all ranks step or all skip.
     - Drop a backward pass with `optimizer.zero_grad()`, not with `model.zero_grad()`, which does not reach the other
       ranks.
+    - A parameter belongs to the newest DistributedOptimizer that was built on it; to use an older one is an error.
     - Parameters may be frozen and unfrozen at any time. Those of one group travel when the last of them is ready.
     - Under reentrant activation checkpointing a parameter shared between segments counts one pass for each.
     - It is not pickled or deep-copied; save `state_dict()`, which is that of the wrapped optimizer.

@@ -58,10 +58,9 @@ def in_buckets(
         channel: where buckets get their memory. Those of large gradients are lazy if it lends memory to autograd.
     """
     lends = channel.lends_memory()
-    rest = [number for number in reversed(range(len(units))) if number not in set(order)]
     result: list[Unit] = []
     loose: list[Slot] = []
-    for number in dict.fromkeys([*order, *rest]):
+    for number in dict.fromkeys([*order, *reversed(range(len(units)))]):
         unit = units[number]
         if not _is_dense(unit, kinds):
             unit.late = False
@@ -82,6 +81,11 @@ def in_buckets(
 def indices_of(units: Sequence[Unit]) -> list[list[int]]:
     """The numbers of the slots of each unit."""
     return [[slot.index for slot in unit.slots] for unit in units]
+
+
+def late_of(units: Sequence[Unit]) -> list[int]:
+    """The numbers of the late units."""
+    return [number for number, unit in enumerate(units) if unit.late]
 
 
 def _as_bucket(
