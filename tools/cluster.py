@@ -5,8 +5,10 @@
         ended = cluster.run("h0", ["ping", "-c", "1", "h1"], seconds=10)
 
          head (bridge, 10.77.0.254)          A host has its own network, host name, processes, /proc, /sys, /dev/shm and
-         /                 \\                 TMPDIR; it shares the other files and the cores. The head is the switch
+         /                 \\                 TMPDIR; all other files it shares. The head is the switch
     h0 (10.77.0.1)    h1 (10.77.0.2)  ...    between the hosts and the place where mpirun runs (run_on_hosts.py).
+
+The cores are dealt out to the hosts; where there are fewer cores than hosts, every host has them all.
 
 Invariant: whatever happens to the process that made a cluster, nothing of the cluster stays behind. No namespace has a
 name, the machine's own network is not touched, and all processes live below the head's process 1. That one reads from a
@@ -35,7 +37,14 @@ from typing import IO
 HEAD = "head"
 NETWORK = "10.77.0"
 LARGEST = 250  # hosts, in one network of 8 bits
-TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount"}
+TOOLS = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "taskset": "util-linux",
+    "mount": "mount",
+}
 SETUP_SECONDS = 20.0  # a command takes milliseconds; the machine may be busy
 KILL_SECONDS = 10.0
 TIMED_OUT = 124  # what timeout(1) ends with
@@ -75,7 +84,9 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print(sys.argv[1], flush=True)
 """
 KEEP_HOST = KEEP + "while True: signal.pause()"
-KEEP_HEAD = KEEP + """
+KEEP_HEAD = (
+    KEEP
+    + """
 sys.stdin.buffer.read()
 try:
     os.kill(-1, signal.SIGKILL)
@@ -83,6 +94,7 @@ except ProcessLookupError:
     pass
 shutil.rmtree(sys.argv[2], ignore_errors=True)
 """
+)
 
 # In place of ssh: agent.sh [-options] HOST WORDS..., where a shell on HOST reads the words.
 AGENT = """#!/bin/sh
@@ -91,8 +103,9 @@ while case $1 in -*) true ;; *) false ;; esac do shift; done
 host=$1
 shift
 number=$(cat "$directory/$host/number") || exit 255
+cores=$(cat "$directory/$host/cores")
 export TMPDIR="$directory/$host/tmp"
-exec nsenter --target "$number" --mount --uts --ipc --net --pid -- sh -c "$*"
+exec taskset --cpu-list "$cores" nsenter --target "$number" --mount --uts --ipc --net --pid -- sh -c "$*"
 """
 
 # Enter the directory $0, then become the words.
@@ -166,6 +179,7 @@ class Cluster:
             raise ClusterError(f"a cluster has 1 to {LARGEST} hosts, not {hosts}")
         check_tools()
         self.hosts = [f"h{number}" for number in range(hosts)]
+        self.cores = _deal_out(sorted(os.sched_getaffinity(0)), self.hosts)
         self.directory = Path(tempfile.mkdtemp(prefix="ringred-hosts-"))
         self.agent = self.directory / "agent.sh"
         self._keepers: list[subprocess.Popen[bytes]] = []
@@ -292,6 +306,7 @@ class Cluster:
         self.agent.chmod(stat.S_IRWXU)
         for name in [HEAD, *self.hosts]:
             (self._place(name) / "tmp").mkdir(parents=True)
+            (self._place(name) / "cores").write_text(",".join(map(str, self.cores[name])))
 
     def _place(self, host: str) -> Path:
         return self.directory / host
@@ -315,7 +330,10 @@ class Cluster:
         """The words that run what follows them on a host; it is entered from the head."""
         enter = ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target"]
         head = [*enter, str(self._numbers[HEAD]), "--"]
-        return head if host == HEAD else [*head, *enter, str(self._numbers[host]), "--"]
+        if host == HEAD:
+            return head
+        cores = ",".join(map(str, self.cores[host]))
+        return ["taskset", "--cpu-list", cores, *head, *enter, str(self._numbers[host]), "--"]
 
     def _join(self) -> None:
         """Join the hosts by a bridge on the head."""
@@ -376,6 +394,13 @@ def reason_against() -> str | None:
     except ClusterError as error:
         return str(error)
     return None
+
+
+def _deal_out(cores: Sequence[int], hosts: Sequence[str]) -> dict[str, list[int]]:
+    """Each host's cores, neighbours of one another; the head has all."""
+    share = len(cores) // len(hosts)
+    own = {host: list(cores[number * share : (number + 1) * share] or cores) for number, host in enumerate(hosts)}
+    return {HEAD: list(cores), **own}
 
 
 def _first_line(keeper: subprocess.Popen[bytes], name: str) -> str:
