@@ -118,7 +118,7 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code, or minus the signal, and what it printed; 124 if it was ended for lateness."""
+    """How a command ended: its exit code, minus the signal, or 124 if it was ended for lateness; what it printed."""
 
     status: int
     text: str
@@ -134,7 +134,8 @@ class Running:
 
     def __init__(self, cluster: Cluster, words: Sequence[str], environment: Mapping[str, str], show: bool) -> None:
         self._cluster = cluster
-        self._output: IO[bytes] | None = None if show else tempfile.TemporaryFile()  # noqa: SIM115 - closed in wait()
+        self._text = ""
+        self._output: IO[bytes] | None = None if show else tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
         self.process = subprocess.Popen(
             words,
             env=dict(environment),
@@ -146,29 +147,38 @@ class Running:
 
     def wait(self, seconds: float) -> Ended:
         """Wait for the end. A command that is late is ended, and with it all that runs in the cluster."""
-        status = TIMED_OUT
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
+            status = TIMED_OUT
         except BaseException:
             self.kill()
             raise
-        return Ended(status, self.text())
+        self._close()
+        return Ended(status, self._text)
 
     def kill(self) -> None:
         """End it at once, and all else that runs in the cluster: what a launcher started is not below it."""
-        self._cluster.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(KILL_SECONDS)
+        if self.process.returncode is None:
+            self._cluster.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(KILL_SECONDS)
+        self._close()
 
     def text(self) -> str:
         """What it has printed so far to both streams."""
-        if self._output is None:
-            return ""
-        size = os.fstat(self._output.fileno()).st_size
-        return os.pread(self._output.fileno(), size, 0).decode(errors="replace")
+        if self._output is not None:
+            size = os.fstat(self._output.fileno()).st_size
+            self._text = os.pread(self._output.fileno(), size, 0).decode(errors="replace")
+        return self._text
+
+    def _close(self) -> None:
+        self.text()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
 
 
 class Cluster:
@@ -183,6 +193,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="ringred-hosts-"))
         self.agent = self.directory / "agent.sh"
         self._keepers: list[subprocess.Popen[bytes]] = []
+        self._started: list[Running] = []
         self._numbers: dict[str, int] = {}
         self._kept: set[int] = set()
         self._namespaces: set[str] = set()
@@ -213,7 +224,8 @@ class Cluster:
         """Start a command on a host, or on the head. Its output is kept, or shown as it comes."""
         variables = {**(os.environ if environment is None else environment), "TMPDIR": str(self._place(host) / "tmp")}
         command = [*self._entry(host), "sh", "-c", IN_DIRECTORY, str(directory), *words]
-        return Running(self, command, variables, show)
+        self._started.append(Running(self, command, variables, show))
+        return self._started[-1]
 
     def run(
         self,
@@ -278,6 +290,9 @@ class Cluster:
 
     def close(self) -> None:
         """End all that runs there, and the cluster."""
+        for running in self._started:
+            running.kill()
+        self._started.clear()
         for keeper in reversed(self._keepers):
             for pipe in (keeper.stdin, keeper.stdout, keeper.stderr):
                 if pipe is not None:

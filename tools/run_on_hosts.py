@@ -2,9 +2,9 @@
 
     python tools/run_on_hosts.py [--layout 2+2] [--rate 1gbit] [--seconds 600] -- COMMAND...
 
---layout is the number of ranks on each host. mpirun runs on the cluster's head, which has no rank, and reaches the hosts
-through the cluster's agent in place of ssh. Open MPI, MPICH and Intel MPI: whichever mpi4py loads in --python. Unlike
-ssh, the agent hands on mpirun's environment. The exit code is the job's; 124 if it was ended for lateness.
+--layout is the number of ranks on each host. mpirun runs on the cluster's head, which has no rank, and reaches the
+hosts through the cluster's agent in place of ssh. Open MPI, MPICH and Intel MPI: whichever mpi4py loads in --python.
+Unlike ssh, the agent hands on mpirun's environment. The exit code is the job's; 124 if it was ended for lateness.
 """
 
 from __future__ import annotations
