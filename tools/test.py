@@ -1,8 +1,10 @@
 """Run all tests: C++ tests, pytest on one rank, then under mpirun with 2, 3 and 4 ranks. One summary line at the end.
 
-    python tools/test.py [--cpp BUILD_DIRECTORY] [--ranks 2 3 4] [-- pytest arguments]
+    python tools/test.py [--cpp BUILD_DIRECTORY] [--ranks 2 3 4] [--hosts 2+2 3+1] [-- pytest arguments]
 
-tests/python runs on one rank, tests/parallel on every rank count, tests/mpi once (its tests start jobs of their own).
+tests/python runs on one rank, tests/parallel on every rank count, tests/mpi and tests/hosts once (their tests start
+jobs of their own). With --hosts, tests/parallel also runs over several hosts that are made on this machine, with so
+many ranks on each (run_on_hosts.py); where they cannot be made, that counts as a skipped test, with the reason.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
@@ -18,6 +20,9 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import reason_against
+from run_on_hosts import layout_of
+
 from ringred import cores
 from ringred.cli import mpi_launcher
 
@@ -30,13 +35,17 @@ SHOWN_LINES = 40
 
 @dataclass(frozen=True)
 class Stage:
-    """One command whose results stand in a JUnit file; ``ranks`` > 1 means it runs under mpirun."""
+    """One command whose results stand in a JUnit file; ``ranks`` > 1 means it runs under mpirun.
+
+    ``obstacle`` is why it cannot run on this machine.
+    """
 
     name: str
     words: list[str]
     results: Path
     ranks: int = 1
     environment: dict[str, str] | None = None
+    obstacle: str | None = None
 
 
 @dataclass
@@ -56,6 +65,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpp", type=Path, metavar="DIRECTORY", help="also run the C++ tests built there")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 3, 4], help="rank counts under mpirun")
+    parser.add_argument(
+        "--hosts", type=layout_of, nargs="*", default=[], metavar="LAYOUT", help="ranks of each host, such as 2+2"
+    )
     parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments for pytest")
     args = parser.parse_args()
     shutil.rmtree(REPORTS, ignore_errors=True)
@@ -64,8 +76,8 @@ def main() -> int:
     lines = []
     for stage in stages(args):
         print(f"== {stage.name}", flush=True)
-        count = run(stage)
-        lines.append(f"  {stage.name}: {count}")
+        count = Count(skipped=1) if stage.obstacle else run(stage)
+        lines.append(f"  {stage.name}: {count}" + (f" ({stage.obstacle})" if stage.obstacle else ""))
         total.passed += count.passed
         total.failed += count.failed
         total.skipped += count.skipped
@@ -84,6 +96,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         found.append(Stage("C++", [*words, "--timeout", "300", "--output-junit", str(results)], results))
     found.append(pytest_stage("1 rank", ["tests/python", "tests/parallel"], args.pytest))
     found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
+    found.append(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest))
     library = mpi_launcher.loaded_library()
     launcher = mpi_launcher.find_launcher(library)
     machine = mpi_launcher.this_machine(cores.usable_cores())
@@ -92,7 +105,17 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
         environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
         found.append(Stage(f"{stage.name} ({library.flavour})", words, stage.results, ranks, environment))
+    found += [hosts_stage(layout, args.pytest) for layout in args.hosts]
     return found
+
+
+def hosts_stage(layout: list[int], more: list[str]) -> Stage:
+    """tests/parallel over several hosts, with so many ranks on each."""
+    text = "+".join(map(str, layout))
+    stage = pytest_stage(f"hosts {text}", ["tests/parallel"], more)
+    runner = [sys.executable, str(ROOT / "tools" / "run_on_hosts.py"), "--seconds", str(STAGE_SECONDS)]
+    words = [*runner, "--layout", text, "--", *stage.words]
+    return Stage(stage.name, words, stage.results, sum(layout), obstacle=reason_against())
 
 
 def pytest_stage(name: str, directories: list[str], more: list[str]) -> Stage:
