@@ -7,6 +7,7 @@ and those of each direction while both are busy, each the best of several. Stand
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -74,7 +75,7 @@ def await_byte(peer: socket.socket) -> None:
                 return
             break
         except BlockingIOError:
-            time.sleep(0)
+            os.sched_yield()
     raise SystemExit(f"raw_link.py: the other host left, or did not answer within {DEADLINE_SECONDS:g} s")
 
 

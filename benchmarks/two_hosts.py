@@ -5,7 +5,7 @@
 Both libraries run in one job, in turn: a round times each of them once at each size, so a busy minute of the machine
 meets both. A figure is the median over the rounds, each the mean over many calls, of the slowest rank. Buffers are
 written anew before each round, and every result is checked. What the link itself does is measured beside it: by TCP
-alone (raw_link.py), and by messages of that MPI between the first and the last rank, the best of several.
+alone (raw_link.py), and by messages of that MPI between two ranks of two hosts, the best of several.
 
 The link bound is the least that an allreduce needs: one message's latency, and the time of its bytes on a host's link,
 with the better figures of the two. Each of H hosts sends and gets 2 (H - 1) / H of the buffer. The hosts share this
@@ -19,6 +19,7 @@ import datetime
 import functools
 import json
 import platform
+import socket
 import statistics
 import sys
 import time
@@ -196,11 +197,13 @@ def unless_refused(mpi: Any, action: Callable[[], Any]) -> Any:
 
 
 def message_figures(mpi: Any) -> dict[str, float]:
-    """Latency and bandwidth of messages between the first and the last rank; the others wait."""
+    """Latency and bandwidth of messages between rank 0 and the first rank of another host; the others wait."""
     import numpy as np
 
-    world, last = mpi.world, mpi.size - 1
-    peer = {0: last, last: 0}.get(mpi.rank)
+    world = mpi.world
+    names = world.allgather(socket.gethostname())
+    other = next(rank for rank, name in enumerate(names) if name != names[0])
+    peer = {0: other, other: 0}.get(mpi.rank)
     out, back, byte = np.zeros(MESSAGE_BYTES, np.uint8), np.zeros(MESSAGE_BYTES, np.uint8), np.zeros(1, np.uint8)
 
     def there_and_back() -> None:
