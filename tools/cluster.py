@@ -301,8 +301,10 @@ class Cluster:
             try:
                 keeper.wait(KILL_SECONDS)
             except subprocess.TimeoutExpired:
+                with contextlib.suppress(KeyError, ProcessLookupError):
+                    os.kill(self._numbers[HEAD], signal.SIGKILL)  # and with it all of the cluster's processes
                 keeper.kill()
-                keeper.wait()
+                keeper.wait(KILL_SECONDS)
         self._keepers.clear()
         shutil.rmtree(self.directory, ignore_errors=True)  # the head did, unless it did not come that far
 

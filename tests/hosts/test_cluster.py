@@ -83,21 +83,16 @@ def seconds_of_transfer(cluster: Cluster) -> float:
     return float(sent.text)
 
 
-def links() -> str:
-    """The network devices of the machine itself."""
-    words = ["ip", "-oneline", "link"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
-
-
-def namespaces() -> set[str]:
-    """The network namespaces that some process is in."""
+def namespaces(directory: Path | None = None) -> set[str]:
+    """The network namespaces that some process is in; with a directory, those of the cluster that has it."""
     found = set()
     for path in Path("/proc").iterdir():
         try:
-            found.add(os.readlink(path / "ns" / "net"))
+            if directory is None or os.fsencode(directory) in (path / "cmdline").read_bytes():
+                found.add(os.readlink(path / "ns" / "net"))
         except OSError:
             continue
-    return found
+    return found - {os.readlink("/proc/self/ns/net")}
 
 
 def test_a_host_has_a_name_a_network_and_processes_of_its_own(cluster: Cluster) -> None:
@@ -161,17 +156,18 @@ def test_late_command_is_ended_with_all_that_it_started(cluster: Cluster) -> Non
     assert cluster.run("h0", ["echo", "usable"], SECONDS).text == "usable\n"
 
 
-def test_closed_cluster_leaves_no_process_namespace_device_or_file(possible: None) -> None:
-    before = links(), namespaces()
+def test_closed_cluster_leaves_no_process_namespace_or_file(possible: None) -> None:
     with Cluster(3) as cluster:
         running = cluster.start("h2", ["sh", "-c", "setsid sleep 600 & sleep 600"])
         wait_for(lambda: sum("sleep" in line for line in cluster.processes().values()) >= 2)
-        processes, apart, directory = cluster.processes(), namespaces() - before[1], cluster.directory
-        assert len(apart) >= 4 and directory.exists()
+        processes, directory = cluster.processes(), cluster.directory
+        apart = namespaces(directory)
+        assert len(apart) == 4 and directory.exists()
+        assert not {"switch", "h0"} & set(os.listdir("/sys/class/net"))  # the machine's own
     assert running.process.wait(SECONDS) != 0
     wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))
     wait_for(lambda: not apart & namespaces())
-    assert links() == before[0] and not directory.exists()
+    assert not directory.exists()
 
 
 def test_killed_maker_leaves_nothing_either(possible: None) -> None:
@@ -180,13 +176,12 @@ def test_killed_maker_leaves_nothing_either(possible: None) -> None:
         "cluster.start('h1', ['sleep', '600'])\nprint(cluster.directory, flush=True)\ntime.sleep(600)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cluster_module.__file__).parent)}
-    before = namespaces()
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as maker:
         assert maker.stdout is not None
         directory = Path(maker.stdout.readline().strip())
-        apart = namespaces() - before
+        apart = namespaces(directory)
         maker.send_signal(signal.SIGKILL)
-    assert directory.name.startswith("ringred-hosts-") and len(apart) >= 3
+    assert directory.name.startswith("ringred-hosts-") and len(apart) == 3
     wait_for(lambda: not apart & namespaces() and not directory.exists())
 
 
@@ -214,9 +209,9 @@ def test_a_missing_tool_or_right_is_named_with_its_remedy(monkeypatch: pytest.Mo
         check_tools()
 
 
-def test_nothing_stays_when_a_set_up_fails(monkeypatch: pytest.MonkeyPatch, possible: None) -> None:
-    directories = set(Path(tempfile.gettempdir()).glob("ringred-hosts-*"))
+def test_nothing_stays_when_a_set_up_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, possible: None) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(cluster_module, "KEEP_HOST", "raise SystemExit('no host today')")
     with pytest.raises(ClusterError, match=r"namespaces for h0 \(no host today\)"):
         Cluster(2)
-    assert set(Path(tempfile.gettempdir()).glob("ringred-hosts-*")) <= directories
+    assert list(tmp_path.iterdir()) == []
