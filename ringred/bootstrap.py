@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
+from ringred import _core
 from ringred.environment import read as read_environment
 from ringred.errors import PeerLostError, SystemError, TimeoutError, UsageError
 
@@ -67,6 +68,40 @@ class MpiBootstrap:
             communicator, request = parent.Idup()
             self._finish(request)
         self.communicator: Any = communicator
+
+    def network(self) -> tuple[Any, str]:
+        """A link between nodes through the MPI library that mpi4py has loaded, on a communicator of its own, and what is
+        to be known of it, or "". Collective.
+
+        Raises:
+            UsageError: MPI was initialised for calls by its main thread only.
+        """
+        level = self._mpi.Query_thread()
+        if level < self._mpi.THREAD_SERIALIZED:
+            names = {self._mpi.THREAD_SINGLE: "MPI_THREAD_SINGLE", self._mpi.THREAD_FUNNELED: "MPI_THREAD_FUNNELED"}
+            raise UsageError(
+                "Between nodes ringred calls MPI from the threads that call ringred and from one of its own, so MPI must "
+                f"be initialised with MPI_THREAD_MULTIPLE: it is with {names.get(level, level)}. Remove what lowers it "
+                "(mpi4py.rc.thread_level, MPI4PY_RC_THREAD_LEVEL, or another library that initialises MPI first)."
+            )
+        with self._named_losses():
+            communicator, request = self.communicator.Idup()
+            self._finish(request)
+        communicator.Set_errhandler(self._mpi.ERRORS_RETURN)
+        multiple = level >= self._mpi.THREAD_MULTIPLE
+        network = _core.mpi_network(
+            library=self._mpi.__file__,  # what it is linked with is found through it
+            handle_bytes=self._mpi._sizeof(communicator),
+            communicator=self._mpi._handleof(communicator) % 2**64,
+            byte_type=self._mpi._handleof(self._mpi.BYTE) % 2**64,
+            ranks=list(range(self.size)),
+            any_thread=multiple,
+        )
+        self._link = communicator  # lives as long as this
+        return network, "" if multiple else (
+            "MPI allows one thread at a time (MPI_THREAD_SERIALIZED), so data moves between nodes only while this program "
+            "is inside a call of ringred's: nothing is hidden behind the backward pass."
+        )
 
     def allgather(self, value: Any) -> list[Any]:
         data = bytearray(pickle.dumps(value))

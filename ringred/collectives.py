@@ -76,14 +76,17 @@ def broadcast_(array: Array, root_rank: int = 0, *, tag: str = "") -> Array:
     return world.broadcast_(array, int(root_rank), tag)
 
 
-def plan_allreduce(array: Array, op: Op = Op.Sum, *, tag: str = "") -> _core.AllreducePlan:
+def plan_allreduce(array: Array, op: Op = Op.Sum, *, tag: str = "") -> _core.AllreducePlan | _core.SpanningPlan:
     """Bind an in-place allreduce to `array` and return it as a callable without arguments.
 
     Calling it reduces what the array holds by then, and returns the array; it parses nothing. All ranks must call it
     where the others call theirs, or allreduce_ with the same dtype, shape, op and tag. The plan keeps the array alive
     and ends with shutdown(). Errors are those of allreduce.
     """
-    return _core.AllreducePlan(communicator(), array, _checked(op, tag), tag)
+    world = communicator()
+    if isinstance(world, _core.Communicator):
+        return _core.AllreducePlan(world, array, _checked(op, tag), tag)
+    return world.plan(array, _checked(op, tag), tag)
 
 
 def _checked(op: Op, tag: str) -> Op:

@@ -152,5 +152,11 @@ def _shows(level: str, kind: str) -> bool:
     return level in LEVELS and LEVELS.index(level) <= LEVELS.index(kind)
 
 
+def say(text: str, kind: str, settings: Mapping[str, str]) -> None:
+    """Write a line to stderr if the level that is asked for shows its kind, one of LEVELS."""
+    if _shows(settings.get("RINGRED_LOG_LEVEL", "warning"), kind):
+        _say(text)
+
+
 def _say(text: str) -> None:
     print(f"ringred: {text}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """How local ranks hand each other their memory: file descriptors over abstract Unix sockets.
 
-Two ranks are local exactly when this works; a hostname proves nothing. The sockets have random names that only the
+Two ranks share a node exactly when this works; a hostname proves nothing. The sockets have random names that only the
 bootstrap tells, and both ends check that the other belongs to the same user.
 
     1. Every rank listens under a random abstract name, and the bootstrap tells all names to all.
@@ -45,14 +45,20 @@ class Peer:
                 os.close(descriptor)
 
 
-def exchange(bootstrap: Bootstrap, descriptor: int, node: str, timeout_seconds: float) -> dict[int, Peer]:
-    """Hand `descriptor` to all other ranks and receive theirs. Collective: if it fails on one rank, it does on all.
+def exchange(
+    bootstrap: Bootstrap, descriptor: int, node: str, timeout_seconds: float
+) -> tuple[dict[int, Peer], list[int]]:
+    """Hand `descriptor` to the other ranks of this node and receive theirs. Collective: if it fails on one rank, it does
+    on all.
 
     Args:
         node: the name that RINGRED_NODE gives this rank's node, or "" to let the sockets tell.
 
+    Returns:
+        The peers that share this rank's node, and for every rank the number of its node, from 0.
+
     Raises:
-        UsageError: the ranks are on more than one node.
+        UsageError: a rank reaches some ranks of another's node and not all.
         SystemError: a rank of another user answered, or a rank could not have a socket or descriptor.
     """
     name = "ringred-" + secrets.token_hex(16)
@@ -63,11 +69,12 @@ def exchange(bootstrap: Bootstrap, descriptor: int, node: str, timeout_seconds: 
         near = {peer: endpoints[peer][0] for peer in range(bootstrap.rank) if endpoints[peer][1] == node}
         agree(bootstrap, "reach its peers", lambda: trade.connect(near))
         reached: list[list[int]] = bootstrap.allgather(sorted(trade.connections))
-        _check_one_node(reached, endpoints)
-        agree(bootstrap, "share memory with its peers", lambda: trade.answer(bootstrap.size))
+        nodes = _nodes(reached)
+        higher = sum(bootstrap.rank in lower for lower in reached)
+        agree(bootstrap, "share memory with its peers", lambda: trade.answer(higher))
         opened.pop_all()
     trade.listener.close()
-    return {peer: _peer(connection, trade.received[peer]) for peer, connection in trade.connections.items()}
+    return {peer: _peer(connection, trade.received[peer]) for peer, connection in trade.connections.items()}, nodes
 
 
 class _Trade:
@@ -100,11 +107,11 @@ class _Trade:
                 self._send(connection)
                 self.connections[peer] = connection
 
-    def answer(self, size: int) -> None:  # 4, 5
+    def answer(self, higher: int) -> None:  # 4, 5
         lower = list(self.connections)
         try:
             with self._told():
-                for _ in range(self._rank + 1, size):
+                for _ in range(higher):
                     connection = self._opened.enter_context(self.listener.accept()[0])
                     connection.settimeout(self._timeout_seconds)
                     _check_user(connection, None)
@@ -181,19 +188,16 @@ def _peer(connection: socket.socket, segment: int) -> Peer:
     return Peer(segment, descriptor, descriptor)
 
 
-def _check_one_node(reached: list[list[int]], endpoints: list[tuple[str, str]]) -> None:
-    nodes: dict[int, list[int]] = {}
+def _nodes(reached: list[list[int]]) -> list[int]:
+    """The node of every rank, from the lower ranks that each has reached."""
+    first = [min([rank, *lower]) for rank, lower in enumerate(reached)]
     for rank, lower in enumerate(reached):
-        nodes.setdefault(min([rank, *lower]), []).append(rank)
-    if len(nodes) == 1 and all(len(lower) == rank for rank, lower in enumerate(reached)):
-        return
-    groups = "; ".join(
-        f"node {index}{f' ({endpoints[ranks[0]][1]})' if endpoints[ranks[0]][1] else ''}: ranks "
-        + ", ".join(map(str, ranks))
-        for index, ranks in enumerate(nodes.values())
-    )
-    raise UsageError(
-        "All ranks must be on one node, since this version of ringred reduces through shared memory only: "
-        f"they are on {len(nodes)} ({groups}). Start them on one machine and in one network namespace, and set "
-        "RINGRED_NODE to the same value or not at all."
-    )
+        expected = [peer for peer in range(rank) if first[peer] == first[rank]]
+        if lower != expected:
+            raise UsageError(
+                "Ranks of one node must all reach each other: rank "
+                f"{rank} reaches the ranks {lower}, and {first[rank]} is on one node with {expected}. Start them in one "
+                "network namespace, or tell their nodes apart with RINGRED_NODE."
+            )
+    numbers = {rank: number for number, rank in enumerate(sorted(set(first)))}
+    return [numbers[rank] for rank in first]

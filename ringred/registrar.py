@@ -73,6 +73,7 @@ class Registrar:
         self._sets: dict[int, RankSet] = {}  # by number; written by the worker only
         self._requests: dict[Key, Request] = {}
         self._worker: threading.Thread | None = None
+        self._serial = world.CALLERS_SERIAL  # of the set that was connected last; the same on all ranks
 
     def is_current(self) -> bool:
         return world.is_initialized() and world.engine() is self.engine
@@ -172,7 +173,8 @@ class Registrar:
         member = self.engine.rank in ranks
         offsets = self._together("prepare", ranks, lambda: self.engine.prepare_group(ranks) if member else 0)
         chosen = [offsets[rank] for rank in ranks]
-        self._together("connect", ranks, lambda: self.engine.connect_group(number, ranks, chosen) if member else None)
+        self._serial = serial = self._serial + 1
+        self._together("connect", ranks, lambda: self.engine.connect_group(number, ranks, chosen, serial) if member else None)
         with self._lock:
             self._sets[number] = one
         one.registered(self, number)

@@ -24,12 +24,16 @@ from ringred.version import __version__
 class World:
     """One init()'s ranks: communicator, engine and the descriptors that its peers handed over."""
 
-    communicator: _core.Communicator
+    communicator: _core.Communicator | _core.SpanningCommunicator
     engine: _core.Engine
+    nodes: list[int]  # of every rank
     peers: dict[int, handover.Peer]
     meeting: bootstrap.Bootstrap
     process: int
     forked: bool = False
+
+    def on_node(self, node: int) -> list[int]:
+        return [rank for rank, one in enumerate(self.nodes) if one == node]
 
     def close(self, reason: str) -> None:
         self.engine.leave(reason)
@@ -46,6 +50,9 @@ FORKED = (
     "ringred.init(). Let only the ranks call it; workers of data loaders may ask for rank() and size()."
 )
 
+CALLERS_SERIAL = 1
+"""What tells the messages of the synchronous calls from others: process sets count on from here, the world has 0."""
+
 RANK_MARK = "_RINGRED_RANK"
 """The environment variable by which the children of a rank know that they are: the rank's process, and its launch."""
 
@@ -55,7 +62,7 @@ _generation = 0
 
 
 def init(comm: Any = None, process_sets: Any = None) -> None:
-    """Meet the other ranks of this job and share memory with them. Collective; idempotent; works after shutdown().
+    """Meet the other ranks of this job: share memory with those on this node, and connect to other nodes through MPI. Collective; idempotent; works after shutdown().
 
     The launcher decides how ranks meet: mpirun (through mpi4py), torchrun or its variables RANK, WORLD_SIZE,
     MASTER_ADDR and MASTER_PORT (through torch's TCPStore), or a plain process alone (size 1).
@@ -67,8 +74,8 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             Horovod needs for add_process_set(), is accepted and changes nothing: sets can always be added.
 
     Raises:
-        UsageError: launcher and MPI do not belong together, the ranks are on more than one node, or an argument is
-            none of these.
+        UsageError: launcher and MPI do not belong together, ranks on several nodes did not meet through MPI or MPI was
+            initialised for one thread, or an argument is none of these.
         MismatchError: ranks run different versions of ringred, different RINGRED_* settings or other process sets.
         SystemError: memory or a package is missing; the text says what to do.
     """
@@ -112,7 +119,7 @@ def is_initialized() -> bool:
     return _world is not None and not _world.forked
 
 
-def communicator() -> _core.Communicator:
+def communicator() -> _core.Communicator | _core.SpanningCommunicator:
     """The default world's communicator.
 
     Raises:
@@ -151,24 +158,31 @@ def size() -> int:
 
 def local_rank() -> int:
     """This process's number among the ranks of its node. In a forked child, its parent's."""
-    return _known().communicator.rank
+    known = _known()
+    return known.on_node(known.nodes[known.engine.rank]).index(known.engine.rank)
 
 
 def local_size() -> int:
     """The number of ranks on this node."""
-    return _known().communicator.size
+    known = _known()
+    return len(known.on_node(known.nodes[known.engine.rank]))
 
 
 def cross_rank() -> int:
-    """The number of this node among the nodes that have a rank with this local rank. One node for now, so 0."""
+    """The number of this node among the nodes that have a rank with this local rank."""
     communicator()
-    return 0
+    return _nodes_with_local_rank().index(_known().nodes[rank()])
 
 
 def cross_size() -> int:
-    """The number of nodes that have a rank with this local rank. One node for now, so 1."""
+    """The number of nodes that have a rank with this local rank."""
     communicator()
-    return 1
+    return len(_nodes_with_local_rank())
+
+
+def _nodes_with_local_rank() -> list[int]:
+    known = _known()
+    return [node for node in sorted(set(known.nodes)) if len(known.on_node(node)) > local_rank()]
 
 
 def _known() -> World:
@@ -244,10 +258,12 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
     _check_agreement(meeting, [f"ringred version={__version__}", f"process_sets={described}", *rows])
     endpoint = agree(meeting, "make its shared segment", lambda: _core.Endpoint(meeting.size, settings))
     node = settings.get("RINGRED_NODE", "")
-    peers = handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds)
+    peers, nodes = handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds)
     try:
-        cores_suffice = meeting.size <= _common_cores(meeting)
-        places = meeting.allgather(endpoint.places)
+        network = _network(meeting, nodes, settings)
+        cores_suffice = nodes.count(nodes[meeting.rank]) <= _common_cores(meeting, nodes)
+        place = agree(meeting, "make its part of the world", lambda: endpoint.settle(meeting.rank, nodes))
+        places = meeting.allgather(place)
         communicator, engine = agree(
             meeting,
             "map its peers' segments",
@@ -258,13 +274,44 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
                 places=places,
                 cores_suffice=cores_suffice,
                 reports=settings.get("RINGRED_LOG_LEVEL", "warning") != "error",
+                network=network,
             ),
         )
+        calls = communicator or _spanning(meeting, engine)
     except BaseException:
         for peer in peers.values():
             peer.close()
         raise
-    return World(communicator, engine, peers, meeting, os.getpid())
+    return World(calls, engine, nodes, peers, meeting, os.getpid())
+
+
+def _network(meeting: bootstrap.Bootstrap, nodes: list[int], settings: dict[str, str]) -> Any:
+    """What connects the nodes, or None where there is one."""
+    if len(set(nodes)) == 1:
+        return None
+    if not isinstance(meeting, bootstrap.MpiBootstrap):
+        ranks = "; ".join(
+            f"node {node}: ranks " + ", ".join(str(rank) for rank, one in enumerate(nodes) if one == node)
+            for node in sorted(set(nodes))
+        )
+        raise UsageError(
+            "Between nodes ringred needs MPI, and these ranks met without it (torchrun's store): they are on "
+            f"{len(set(nodes))} nodes ({ranks}). Start them with mpirun or srun, or on one machine and in one network "
+            "namespace, with RINGRED_NODE the same or not set."
+        )
+    network, remark = agree(meeting, "connect the nodes", meeting.network)
+    if remark and meeting.rank == 0:
+        environment.say(remark, "warning", settings)
+    return network
+
+
+def _spanning(meeting: bootstrap.Bootstrap, engine: _core.Engine) -> _core.SpanningCommunicator:
+    """The synchronous calls' own group in the engine."""
+    ranks, number = list(range(meeting.size)), _core.CALLERS_GROUP
+    offset = agree(meeting, "prepare its synchronous calls", lambda: engine.prepare_group(ranks))
+    offsets = meeting.allgather(offset)
+    agree(meeting, "connect its synchronous calls", lambda: engine.connect_group(number, ranks, offsets, CALLERS_SERIAL))
+    return _core.SpanningCommunicator(engine, number)
 
 
 def _read_settings(settings: dict[str, str]) -> list[str]:
@@ -296,13 +343,13 @@ def _check_agreement(meeting: bootstrap.Bootstrap, rows: list[str]) -> None:
         )
 
 
-def _common_cores(meeting: bootstrap.Bootstrap) -> float:
-    """How many cores all ranks have together: the union of their affinity masks, or the container's quota."""
-    masks: list[set[int]] = meeting.allgather(os.sched_getaffinity(0))
-    quota = cgroup_quota()
-    cores = len(set().union(*masks))
-    lowest: float = min(meeting.allgather(cores if quota is None else min(cores, quota)))
-    return lowest
+def _common_cores(meeting: bootstrap.Bootstrap, nodes: list[int]) -> float:
+    """How many cores the ranks of this node have together: the union of their affinity masks, or the container's
+    quota."""
+    rows: list[tuple[set[int], float | None]] = meeting.allgather((os.sched_getaffinity(0), cgroup_quota()))
+    here = [row for row, node in zip(rows, nodes, strict=True) if node == nodes[meeting.rank]]
+    cores = len(set().union(*(mask for mask, _ in here)))
+    return min([cores, *(quota for _, quota in here if quota is not None)])
 
 
 def _leave_at_exit() -> None:

@@ -15,9 +15,13 @@ inline std::string_view cut(std::string_view text, std::size_t room) {
   return text.substr(0, room);
 }
 
+inline void store_text(char* place, std::size_t size, std::string_view text) {
+  place[cut(text, size - 1).copy(place, size)] = '\0';
+}
+
 template <std::size_t size>
 void store_text(char (&place)[size], std::string_view text) {
-  place[cut(text, size - 1).copy(place, size)] = '\0';
+  store_text(place, size, text);
 }
 
 // "rank 2", "ranks 0, 1, 3": all of them, since errors name everyone.

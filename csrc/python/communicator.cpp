@@ -43,8 +43,9 @@ class Endpoint {
   Endpoint(int size, const std::map<std::string, std::string>& environment)
       : settings_(read_settings(lookup_in(environment))),
         arena_(Communicator::make_arena(size, settings_, Engine::Memory::bytes(size, settings_))),
-        memory_(Engine::Memory::make(*arena_, size, settings_)) {
+        memory_(Engine::Memory::make(*arena_, size)) {
     control(arena_->segment().base()).engine.store(memory_.rank->offset(), std::memory_order_release);
+    nodes_.resize(static_cast<std::size_t>(size));
   }
 
   static ControlBlock& control(std::byte* base) { return *reinterpret_cast<ControlBlock*>(base); }
@@ -54,13 +55,20 @@ class Endpoint {
   std::shared_ptr<Arena> arena() const { return arena_; }
   const Engine::Memory& memory() const { return memory_; }
 
-  // Where peers find this rank's part of the engine and of the world's group.
-  std::pair<std::size_t, std::size_t> places() const { return {memory_.rank->offset(), memory_.world->offset()}; }
+  // Makes the world's group, once it is known on which node each rank is. Returns where peers find this rank's part of
+  // the engine and of that group.
+  std::pair<std::size_t, std::size_t> settle(int rank, std::vector<int> nodes) {
+    nodes_ = std::move(nodes);
+    memory_.make_world(*arena_, rank, static_cast<int>(nodes_.size()), nodes_, settings_);
+    return {memory_.rank->offset(), memory_.world->offset()};
+  }
+  const std::vector<int>& nodes() const { return nodes_; }
 
  private:
   Settings settings_;
   std::shared_ptr<Arena> arena_;
   Engine::Memory memory_;
+  std::vector<int> nodes_;
 };
 
 void report_on_stderr(const std::string& text) {
@@ -68,22 +76,29 @@ void report_on_stderr(const std::string& text) {
   std::fflush(stderr);
 }
 
+// Where all ranks are on one node, its Communicator for the synchronous calls, too; else null.
 std::pair<std::shared_ptr<Communicator>, std::shared_ptr<PythonEngine>> connect(
     const Endpoint& endpoint, int rank, const std::vector<int>& descriptors, const std::vector<int>& lifelines,
-    const std::vector<std::pair<std::size_t, std::size_t>>& places, bool cores_suffice, bool reports) {
+    const std::vector<std::pair<std::size_t, std::size_t>>& places, bool cores_suffice, bool reports,
+    std::shared_ptr<Network> network) {
   auto mapped = std::make_shared<std::vector<Segment>>();
+  mapped->reserve(descriptors.size());
   Communicator::Setup setup;
   Engine::Setup engine;
   setup.rank = engine.rank = rank;
   setup.size = engine.size = static_cast<int>(descriptors.size());
   setup.arena = engine.arena = endpoint.arena();
   for (int peer = 0; peer < setup.size; ++peer) {
-    if (peer != rank) mapped->push_back(Segment::map(descriptors[static_cast<std::size_t>(peer)]));
-    const Segment& segment = peer == rank ? setup.arena->segment() : mapped->back();
-    setup.bases.push_back(segment.base());
-    engine.lengths.push_back(segment.size());
-    engine.rank_offsets.push_back(places[static_cast<std::size_t>(peer)].first);
-    engine.world_offsets.push_back(places[static_cast<std::size_t>(peer)].second);
+    const auto place = static_cast<std::size_t>(peer);
+    const Segment* segment = peer == rank ? &setup.arena->segment() : nullptr;
+    if (peer != rank && descriptors[place] >= 0) {
+      mapped->push_back(Segment::map(descriptors[place]));
+      segment = &mapped->back();
+    }
+    setup.bases.push_back(segment == nullptr ? nullptr : segment->base());  // on another node
+    engine.lengths.push_back(segment == nullptr ? 0 : segment->size());
+    engine.rank_offsets.push_back(places[place].first);
+    engine.world_offsets.push_back(places[place].second);
   }
   engine.bases = setup.bases;
   setup.segments = engine.segments = std::move(mapped);
@@ -91,8 +106,11 @@ std::pair<std::shared_ptr<Communicator>, std::shared_ptr<PythonEngine>> connect(
   setup.cores_suffice = engine.cores_suffice = cores_suffice;
   setup.settings = engine.settings = endpoint.settings();
   engine.memory = endpoint.memory();
+  engine.network = network;
+  if (network) engine.nodes = endpoint.nodes();
   if (reports) engine.report = report_on_stderr;
   auto connected = std::make_shared<PythonEngine>(std::move(engine));
+  if (network) return {nullptr, std::move(connected)};
   setup.hooks = std::make_unique<GilHooks>([connected](const std::string& sentence) {
     sentence.empty() ? (*connected)->goes_on() : (*connected)->stalls_in(sentence);
   });
@@ -174,9 +192,9 @@ void bind_communicator(py::module_& module) {
   py::class_<Endpoint>(module, "Endpoint")
       .def(py::init<int, const std::map<std::string, std::string>&>(), py::arg("size"), py::arg("environment"))
       .def_property_readonly("descriptor", &Endpoint::descriptor)
-      .def_property_readonly("places", &Endpoint::places)
+      .def("settle", &Endpoint::settle, py::arg("rank"), py::arg("nodes"))
       .def("connect", &connect, py::arg("rank"), py::arg("descriptors"), py::arg("lifelines"), py::arg("places"),
-           py::arg("cores_suffice"), py::arg("reports"));
+           py::arg("cores_suffice"), py::arg("reports"), py::arg("network") = nullptr);
 
   py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
       .def_property_readonly("rank", &Communicator::rank)

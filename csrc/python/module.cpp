@@ -10,6 +10,7 @@
 #include "csrc/python/pool.h"
 #include "csrc/python/schedules.h"
 #include "csrc/python/settings.h"
+#include "csrc/python/spanning.h"
 #include "csrc/python/updates.h"
 
 PYBIND11_MODULE(_core, module) {
@@ -22,6 +23,7 @@ PYBIND11_MODULE(_core, module) {
   ringred::bind_pool(module);
   ringred::bind_gradients(module);
   ringred::bind_guarded(module);
+  ringred::bind_spanning(module);
   ringred::bind_communicator(module);
   ringred::bind_outside(module);
 }

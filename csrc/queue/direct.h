@@ -25,6 +25,7 @@ class InPlace : public Movement {
   bool reduces() const override { return true; }
   void copy_in(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t, const Slots&) override {}
+  void needed(Stage, std::size_t, int, std::vector<Stretch>&) const override {}  // all members are on one node
 
  protected:
   // The place of element `begin` in the array of each member that has one, in their order.

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <climits>
 #include <utility>
 
@@ -19,6 +20,10 @@ constexpr std::int64_t look_interval = 100'000'000;
 constexpr std::int64_t settling_time = 1'000'000'000;
 // How long a driver without a core of its own yields before it sleeps: some turns of the others.
 constexpr std::int64_t yield_time = 100'000;
+// How long a driver sleeps at most while the network has something to do, which rings nobody's bell; and how long it
+// yields before.
+constexpr std::int64_t poll_interval = 50'000;
+constexpr std::int64_t network_yield_time = 1'000'000;
 // How long a driver with a core of its own spins before it yields as well: the answer of a peer that runs takes less.
 constexpr std::int64_t pure_spin_time = 5'000;
 
@@ -116,18 +121,20 @@ class Driver::Caller {
   void drive() {
     EngineBell& bell = driver_.bell_;
     bell.state.store(EngineBell::awake, std::memory_order_seq_cst);
-    const auto moves = [&] { return operation_.done() || driver_.driven_.advance() || operation_.done(); };
+    const auto moves = [&] { return operation_.done() || driver_.driven_.advance(true) || operation_.done(); };
     while (!operation_.done() && !must_give_way() && monotonic_now() < next_poll_) {
       if (moves() || pause(moves)) continue;
       note_awaited();
       bell.state.store(EngineBell::caller_sleeps, std::memory_order_seq_cst);  // (1)
       if (!moves() && !must_give_way()) {                                      // (2)
-        const Slept slept = futex_sleep(bell.state, EngineBell::caller_sleeps, EngineBell::caller_sleeps, next_poll_);
+        const std::int64_t until =
+            driver_.driven_.polls() ? std::min(next_poll_, monotonic_now() + poll_interval) : next_poll_;
+        const Slept slept = futex_sleep(bell.state, EngineBell::caller_sleeps, EngineBell::caller_sleeps, until);
         if (slept == Slept::signalled) next_poll_ = 0;
       }
       bell.state.store(EngineBell::awake, std::memory_order_seq_cst);
     }
-    if (!operation_.done()) driver_.look();
+    if (!operation_.done()) driver_.look(true);
     if (!driver_.stopping_.load(std::memory_order_seq_cst)) driver_.hand_over();
   }
 
@@ -137,7 +144,9 @@ class Driver::Caller {
   bool pause(Ready&& ready) const {
     const bool spins = driver_.setup_.cores_suffice;
     const std::int64_t start = monotonic_now();
-    const std::int64_t limit = spins ? driver_.setup_.spin_nanoseconds : yield_time;
+    const std::int64_t limit = driver_.driven_.polls() ? network_yield_time
+                               : spins                 ? driver_.setup_.spin_nanoseconds
+                                                       : yield_time;
     for (std::int64_t waited = 0; waited < limit; waited = monotonic_now() - start) {
       if (ready()) return true;
       if (spins && waited < pure_spin_time)
@@ -180,7 +189,7 @@ void Driver::wait(Operation& operation, WaitHooks& hooks) {
 // (3)
 void Driver::hand_over() {
   bell_.state.store(EngineBell::engine_sleeps, std::memory_order_seq_cst);
-  if (driven_.advance() || (driven_.busy() && sleeps_for_ever_.load(std::memory_order_seq_cst))) ring(bell_);
+  if (driven_.advance(true) || (driven_.busy() && sleeps_for_ever_.load(std::memory_order_seq_cst))) ring(bell_);
 }
 
 void Driver::run() {
@@ -193,17 +202,17 @@ void Driver::run() {
       if (stopping_.load(std::memory_order_seq_cst)) return;
       bell_.state.store(EngineBell::awake, std::memory_order_seq_cst);
       if (!drive_until_still(last_work)) continue;
-      look();
+      look(false);
       if (driven_.busy()) last_work = monotonic_now();
       bell_.state.store(EngineBell::engine_sleeps, std::memory_order_seq_cst);  // (1)
       const bool settled = monotonic_now() - last_work > settling_time;
       sleeps_for_ever_.store(settled, std::memory_order_seq_cst);
-      if (driven_.advance() || (settled && driven_.busy())) {  // (2)
+      if (driven_.advance(false) || (settled && driven_.busy())) {  // (2)
         sleeps_for_ever_.store(false, std::memory_order_seq_cst);
         last_work = monotonic_now();
         continue;
       }
-      deadline = settled ? 0 : monotonic_now() + look_interval;
+      deadline = settled ? 0 : monotonic_now() + (driven_.polls() ? poll_interval : look_interval);
     }
     if (!stopping_.load(std::memory_order_seq_cst))
       futex_sleep(bell_.state, EngineBell::engine_sleeps, EngineBell::engine_sleeps, deadline);
@@ -216,10 +225,10 @@ void Driver::run() {
 bool Driver::drive_until_still(std::int64_t& last_work) {
   for (std::int64_t still = monotonic_now(); !stopping_.load(std::memory_order_seq_cst);) {
     if (callers_.load(std::memory_order_seq_cst) > 0 || requests_.load(std::memory_order_seq_cst) > 0) return false;
-    if (driven_.advance()) {
+    if (driven_.advance(false)) {
       last_work = still = monotonic_now();
-      look();
-    } else if (driven_.moving() && monotonic_now() - still < yield_time) {
+      look(false);
+    } else if (driven_.moving() && monotonic_now() - still < (driven_.polls() ? network_yield_time : yield_time)) {
       sched_yield();
     } else {
       return true;
@@ -228,11 +237,11 @@ bool Driver::drive_until_still(std::int64_t& last_work) {
   return false;
 }
 
-void Driver::look() {
+void Driver::look(bool by_caller) {
   const std::int64_t now = monotonic_now();
   if (now < next_look_) return;
   next_look_ = now + look_interval;
-  if (driven_.busy()) driven_.look(now);
+  if (driven_.busy()) driven_.look(now, by_caller);
 }
 
 }  // namespace ringred

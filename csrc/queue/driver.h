@@ -28,10 +28,12 @@ namespace ringred {
 class Driven {
  public:
   virtual ~Driven() = default;
-  virtual bool advance() = 0;       // takes steps that can be taken; whether there was one
+  // Takes steps that can be taken; whether there was one. `by_caller`: on a thread that is in a call of the user's.
+  virtual bool advance(bool by_caller) = 0;
+  virtual bool polls() const = 0;   // what comes next may come without a ring: from the network
   virtual bool busy() const = 0;    // something is in flight: lives and deadlines have to be looked at
   virtual bool moving() const = 0;  // data is on its way: the next step comes soon
-  virtual void look(std::int64_t now) = 0;
+  virtual void look(std::int64_t now, bool by_caller) = 0;
   virtual void about_to_sleep(const Operation& operation) = 0;  // a caller, until the operation is over
 };
 
@@ -83,7 +85,7 @@ class Driver {
 
   void run();
   bool drive_until_still(std::int64_t& last_work);
-  void look();
+  void look(bool by_caller);
   void hand_over();
   void join();
 

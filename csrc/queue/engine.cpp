@@ -1,8 +1,10 @@
 #include "csrc/queue/engine.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "csrc/base/lifeline.h"
 #include "csrc/base/text.h"
@@ -16,15 +18,40 @@ constexpr const char* after_fork =
     "A forked child cannot take part in its parent's collectives: this process was forked from one that called "
     "ringred.init(). Let only the ranks call it; workers of data loaders may ask for rank() and size().";
 
+// MPI has tags up to 32767 at least. A group has ended long before its number comes again.
+constexpr int most_tags = 32'000;
+
 RankBlock* rank_block(std::byte* base, std::size_t offset) {
   return reinterpret_cast<RankBlock*>(base + offset);
 }
 
+// Null on other nodes.
 std::vector<RankBlock*> rank_blocks(const Engine::Setup& setup) {
   std::vector<RankBlock*> blocks;
   for (std::size_t peer = 0; peer < setup.bases.size(); ++peer)
-    blocks.push_back(rank_block(setup.bases[peer], setup.rank_offsets[peer]));
+    blocks.push_back(setup.bases[peer] == nullptr ? nullptr : rank_block(setup.bases[peer], setup.rank_offsets[peer]));
   return blocks;
+}
+
+// Where these ranks are; empty: on one node.
+std::vector<int> nodes_of(const std::vector<int>& ranks, const std::vector<int>& nodes) {
+  std::vector<int> chosen;
+  for (const int rank : ranks)
+    if (!nodes.empty()) chosen.push_back(nodes[static_cast<std::size_t>(rank)]);
+  return chosen;
+}
+
+// How many mirrors a rank keeps for a group of these ranks.
+std::size_t mirrors_of(int rank, const std::vector<int>& ranks, const std::vector<int>& nodes) {
+  if (nodes.empty()) return 0;
+  const auto place = std::find(ranks.begin(), ranks.end(), rank) - ranks.begin();
+  return Nodes(nodes_of(ranks, nodes)).kept_by(static_cast<int>(place)).size();
+}
+
+std::vector<int> all_ranks(int size) {
+  std::vector<int> ranks(static_cast<std::size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
 }
 
 void check_group_size(std::size_t ranks) {
@@ -35,12 +62,17 @@ void check_group_size(std::size_t ranks) {
 
 }  // namespace
 
-Engine::Memory Engine::Memory::make(Arena& arena, int size, const Settings& settings) {
+Engine::Memory Engine::Memory::make(Arena& arena, int size) {
   check_group_size(static_cast<std::size_t>(size));
-  Memory memory{arena.allocate(sizeof(RankBlock)), Group::reserve(arena, static_cast<std::size_t>(size), settings)};
+  Memory memory{arena.allocate(sizeof(RankBlock)), nullptr};
   memory.rank->keep();
-  memory.world->keep();
   return memory;
+}
+
+void Engine::Memory::make_world(Arena& arena, int own, int size, const std::vector<int>& nodes,
+                                const Settings& settings) {
+  world = Group::reserve(arena, static_cast<std::size_t>(size), mirrors_of(own, all_ranks(size), nodes), settings);
+  world->keep();
 }
 
 std::size_t Engine::Memory::bytes(int size, const Settings& settings) {
@@ -69,9 +101,7 @@ Engine::Engine(Setup setup)
   scene.alive = [this](int rank) { return !has_ended(setup_.lifelines[static_cast<std::size_t>(rank)]); };
   stall_watch_ =
       std::make_unique<StallWatch>(StallWatch::Setup{ranks_, scene, setup_.settings.stall_seconds, setup_.report});
-  std::vector<int> all(static_cast<std::size_t>(setup_.size));
-  for (int peer = 0; peer < setup_.size; ++peer) all[static_cast<std::size_t>(peer)] = peer;
-  add(0, make_group(0, all, setup_.memory.world, setup_.world_offsets));
+  add(0, make_group(0, all_ranks(setup_.size), setup_.memory.world, setup_.world_offsets, 0));
   driver_.start();
 }
 
@@ -87,7 +117,8 @@ std::shared_ptr<Operation> Engine::submit(std::uint32_t number, Request request,
                std::to_string(number) + " here. Call add_process_set on all ranks first.");
   check_direct(request);
   auto operation = group->submit(std::move(request));
-  driver_.notice(!waits && (group->is_sequencer() || !group->hears()));
+  // What goes to other nodes is sent by who drives.
+  driver_.notice(!waits && (group->is_sequencer() || group->spans_nodes() || !group->hears()));
   return operation;
 }
 
@@ -157,8 +188,14 @@ void Engine::report_if_possible(Report&& report) {
   }
 }
 
-bool Engine::advance() {
+// Where MPI allows one thread at a time, that is one that the user has sent here.
+bool Engine::may_drive(const Group& group, bool by_caller) const {
+  return by_caller || !group.spans_nodes() || setup_.network->any_thread();
+}
+
+bool Engine::advance(bool by_caller) {
   bool moved = false;
+  if (setup_.network && (by_caller || setup_.network->any_thread())) poll_network();
   if (mine_.requests.load(std::memory_order_acquire) != mine_.answers.load(std::memory_order_relaxed)) {
     answer_requests();
     moved = true;
@@ -168,7 +205,8 @@ bool Engine::advance() {
     report_if_possible([&] { stall_watch_->start_report(monotonic_now()); });
     moved = true;
   }
-  for (const auto& group : driven()) moved |= guarded(*group, [&] { return group->advance(); });
+  for (const auto& group : driven())
+    if (may_drive(*group, by_caller)) moved |= guarded(*group, [&] { return group->advance(); });
   return moved;
 }
 
@@ -177,16 +215,50 @@ bool Engine::busy() const {
          std::any_of(driven_.begin(), driven_.end(), [](const auto& group) { return group->busy(); });
 }
 
+bool Engine::polls() const {
+  return std::any_of(driven_.begin(), driven_.end(), [](const auto& group) { return group->polls(); });
+}
+
+// A network that fails takes the groups with it that need it.
+void Engine::poll_network() {
+  try {
+    setup_.network->poll();
+  } catch (const Error& error) {
+    for (const auto& group : driven())
+      if (group->spans_nodes())
+        group->close(Error(ErrorKind::peer_lost, std::string(error.what()) + "." + restart_remedy),
+                     std::string("broke off (") + error.what() + ")");
+  }
+}
+
+// What this rank has to say last is to leave it. With groups_mutex_.
+void Engine::flush_network() {
+  constexpr std::int64_t patience = 2'000'000'000;
+  const std::int64_t deadline = monotonic_now() + patience;
+  const auto sending = [](const auto& group) { return group && group->is_sending(); };
+  while (std::any_of(groups_.begin(), groups_.end(), sending) && monotonic_now() < deadline) {
+    try {
+      setup_.network->poll();
+    } catch (const Error&) {
+      return;
+    }
+    for (const auto& group : groups_)
+      if (group) group->advance();  // closed by now: it looks at what has been sent
+    sched_yield();
+  }
+}
+
 bool Engine::moving() const {
   return std::any_of(driven_.begin(), driven_.end(), [](const auto& group) { return group->moving(); });
 }
 
-void Engine::look(std::int64_t now) {
+void Engine::look(std::int64_t now, bool by_caller) {
   for (const auto& group : driven())
-    guarded(*group, [&] {
-      group->look(now);
-      return true;
-    });
+    if (may_drive(*group, by_caller))
+      guarded(*group, [&] {
+        group->look(now);
+        return true;
+      });
   report_if_possible([&] { stall_watch_->look(now, driven()); });
 }
 
@@ -201,20 +273,21 @@ void Engine::answer_requests() {
   report_if_possible([&] { store_text(mine_.stacks, setup_.stacks ? setup_.stacks() : std::string()); });
   mine_.answers.store(number, std::memory_order_seq_cst);
   for (RankBlock* rank : ranks_)
-    if (rank != &mine_) ring(rank->bell);
+    if (rank != nullptr && rank != &mine_) ring(rank->bell);
 }
 
-std::size_t Engine::prepare_group(std::size_t members) {
+std::size_t Engine::prepare_group(const std::vector<int>& ranks) {
   check_usable();
-  check_group_size(members);
-  auto memory = Group::reserve(*setup_.arena, members, setup_.settings);
+  check_group_size(ranks.size());
+  auto memory = Group::reserve(*setup_.arena, ranks.size(), mirrors_of(rank(), ranks, setup_.nodes), setup_.settings);
   const std::lock_guard lock(groups_mutex_);
   const std::size_t offset = memory->offset();
   prepared_[offset] = std::move(memory);
   return offset;
 }
 
-void Engine::connect_group(std::uint32_t number, std::vector<int> ranks, const std::vector<std::size_t>& offsets) {
+void Engine::connect_group(std::uint32_t number, std::vector<int> ranks, const std::vector<std::size_t>& offsets,
+                           int serial) {
   check_usable();
   const auto me = std::find(ranks.begin(), ranks.end(), rank());
   const bool in_order = std::is_sorted(ranks.begin(), ranks.end()) && !ranks.empty() && ranks.front() >= 0 &&
@@ -231,19 +304,31 @@ void Engine::connect_group(std::uint32_t number, std::vector<int> ranks, const s
     prepared_.erase(prepared);
     removed_.clear();
   }
-  add(number, make_group(number, std::move(ranks), std::move(memory), offsets));
+  add(number, make_group(number, std::move(ranks), std::move(memory), offsets, serial));
 }
 
 std::shared_ptr<Group> Engine::make_group(std::uint32_t number, std::vector<int> ranks,
                                           std::shared_ptr<Arena::Block> memory,
-                                          const std::vector<std::size_t>& offsets) {
+                                          const std::vector<std::size_t>& offsets, int serial) {
   Group::Setup setup;
   setup.number = number;
   setup.memory = std::move(memory);
+  setup.index = static_cast<int>(std::find(ranks.begin(), ranks.end(), rank()) - ranks.begin());
+  setup.nodes = nodes_of(ranks, setup_.nodes);
+  setup.network = setup_.network.get();
+  setup.tag = serial % most_tags;
+  const Nodes nodes(setup.nodes.empty() ? std::vector<int>(ranks.size()) : setup.nodes);
+  const std::size_t distance = Group::bytes(ranks.size(), setup_.settings);
   for (std::size_t member = 0; member < ranks.size(); ++member) {
     const auto peer = static_cast<std::size_t>(ranks[member]);
-    if (ranks[member] == rank()) setup.index = static_cast<int>(member);
-    setup.blocks.push_back(reinterpret_cast<GroupBlock*>(setup_.bases[peer] + offsets[member]));
+    std::size_t holder = member, place = 0;  // the place-th block in the memory of the holder
+    if (nodes.of(static_cast<int>(member)) != nodes.of(setup.index)) {
+      holder = static_cast<std::size_t>(nodes.keeper(static_cast<int>(member), nodes.of(setup.index)));
+      const std::vector<int> kept = nodes.kept_by(static_cast<int>(holder));
+      place = 1 + static_cast<std::size_t>(std::find(kept.begin(), kept.end(), static_cast<int>(member)) - kept.begin());
+    }
+    std::byte* base = setup_.bases[static_cast<std::size_t>(ranks[holder])];
+    setup.blocks.push_back(reinterpret_cast<GroupBlock*>(base + offsets[holder] + place * distance));
     setup.members.push_back(ranks_[peer]);
     setup.bases.push_back(setup_.bases[peer]);
     setup.lifelines.push_back(setup_.lifelines[peer]);
@@ -326,7 +411,8 @@ void Engine::stalls_in(const std::string& call) {
   if (abandoned_.load(std::memory_order_acquire)) return;
   store_text(mine_.waiting_in, call);
   mine_.waiting_since.store(monotonic_now(), std::memory_order_release);
-  RankBlock& reporter = *ranks_.front();
+  // The first rank of this node.
+  RankBlock& reporter = **std::find_if(ranks_.begin(), ranks_.end(), [](const RankBlock* one) { return one != nullptr; });
   if (reporter.magic.load(std::memory_order_acquire) == 0) {
     if (setup_.report) setup_.report("ringred: " + call + "\n");  // rank 0 has left
     return;
@@ -347,9 +433,11 @@ void Engine::record_failure(const std::string& text) {
 
 std::vector<std::pair<int, std::string>> Engine::failures() const {
   std::vector<std::pair<std::int64_t, int>> order;
-  for (int peer = 0; peer < size(); ++peer)
-    if (const std::int64_t at = ranks_[static_cast<std::size_t>(peer)]->failed.load(std::memory_order_acquire); at != 0)
-      order.emplace_back(at, peer);
+  for (int peer = 0; peer < size(); ++peer) {
+    const RankBlock* block = ranks_[static_cast<std::size_t>(peer)];
+    if (block == nullptr) continue;
+    if (const std::int64_t at = block->failed.load(std::memory_order_acquire); at != 0) order.emplace_back(at, peer);
+  }
   std::sort(order.begin(), order.end());
   std::vector<std::pair<int, std::string>> all;
   for (const auto& [at, peer] : order) all.emplace_back(peer, ranks_[static_cast<std::size_t>(peer)]->failure);
@@ -370,6 +458,7 @@ void Engine::leave(const std::string& reason) {
       group->memory().keep();
       group->close(Error(ErrorKind::usage, after_shutdown), "left (" + reason + ")");
     }
+    if (setup_.network) flush_network();
     mine_.magic.store(0, std::memory_order_release);
   });
   if (first) records_.close();

@@ -29,20 +29,24 @@ class Engine : Driven {
   // What a rank makes before it knows its peers.
   struct Memory {
     std::shared_ptr<Arena::Block> rank, world;
-    static Memory make(Arena& arena, int size, const Settings& settings);
-    static std::size_t bytes(int size, const Settings& settings);  // of addresses
+    static Memory make(Arena& arena, int size);
+    // Once the ranks know who shares a node: by rank, numbers of nodes; empty: all do.
+    void make_world(Arena& arena, int rank, int size, const std::vector<int>& nodes, const Settings& settings);
+    static std::size_t bytes(int size, const Settings& settings);  // of addresses, on one node
   };
 
   struct Setup {
     int rank = 0, size = 1;
     std::shared_ptr<Arena> arena;
     Memory memory;
-    std::vector<std::byte*> bases;           // where each rank's segment is mapped here
+    std::vector<std::byte*> bases;           // where each rank's segment is mapped here; null on other nodes
     std::vector<std::size_t> lengths;        // and how long it is
     std::vector<std::size_t> rank_offsets;   // where in it the RankBlock lies
     std::vector<std::size_t> world_offsets;  // and the world's GroupBlock
     std::vector<int> lifelines;              // see Waiter::Peers
     MappedSegments segments;                 // what keeps the peers' mapped
+    std::vector<int> nodes;                  // of each rank; empty: all are on one
+    std::shared_ptr<Network> network;        // between them
     bool cores_suffice = true;
     Settings settings;
     std::function<void(const std::string&)> report;  // a text for the user
@@ -78,8 +82,9 @@ class Engine : Driven {
   // A group other than the world: memory first, whose offset the members tell each other, then the group. A group is
   // removed on all its ranks before one of them connects another: until then its memory stays, since members that have
   // not removed it read it.
-  std::size_t prepare_group(std::size_t size);
-  void connect_group(std::uint32_t number, std::vector<int> ranks, const std::vector<std::size_t>& offsets);
+  // `serial` tells its messages from those of others: the same on all members, and another one for each group.
+  std::size_t prepare_group(const std::vector<int>& ranks);
+  void connect_group(std::uint32_t number, std::vector<int> ranks, const std::vector<std::size_t>& offsets, int serial);
   void remove_group(std::uint32_t number);
   std::shared_ptr<const Group> group(std::uint32_t number) const;
 
@@ -111,10 +116,11 @@ class Engine : Driven {
   bool is_abandoned() const { return abandoned_.load(std::memory_order_acquire); }
 
  private:
-  bool advance() override;
+  bool advance(bool by_caller) override;
+  bool polls() const override;
   bool busy() const override;
   bool moving() const override;
-  void look(std::int64_t now) override;
+  void look(std::int64_t now, bool by_caller) override;
   void about_to_sleep(const Operation& operation) override;
 
   template <class Step>
@@ -122,6 +128,9 @@ class Engine : Driven {
   bool end_after(Group& group, const std::exception& error);
   template <class Report>
   static void report_if_possible(Report&& report);
+  bool may_drive(const Group& group, bool by_caller) const;
+  void poll_network();
+  void flush_network();
   void answer_requests();
   void check_usable() const;
   void check_direct(const Request& request) const;
@@ -129,7 +138,7 @@ class Engine : Driven {
   const std::vector<std::shared_ptr<Group>>& driven();
   void add(std::uint32_t number, std::shared_ptr<Group> group);
   std::shared_ptr<Group> make_group(std::uint32_t number, std::vector<int> ranks, std::shared_ptr<Arena::Block> memory,
-                                    const std::vector<std::size_t>& offsets);
+                                    const std::vector<std::size_t>& offsets, int serial);
 
   const Setup setup_;
   const InstructionSet& instruction_set_;

@@ -16,18 +16,20 @@ GroupLayout layout_for(std::size_t size, const Settings& settings) {
   return GroupLayout::of(size, settings.slot_bytes);
 }
 
-Event event_of(TurnPlayer::Stage stage) {
-  return stage == TurnPlayer::Stage::copy_in  ? copied_raised
-         : stage == TurnPlayer::Stage::reduce ? reduced_raised
-                                              : left_raised;
+Event event_of(Stage stage) {
+  return stage == Stage::copy_in   ? copied_raised
+         : stage == Stage::combine ? combined_raised
+         : stage == Stage::reduce  ? reduced_raised
+                                   : left_raised;
 }
 
 }  // namespace
 
-std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, std::size_t size, const Settings& settings) {
+std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, std::size_t size, std::size_t mirrors,
+                                             const Settings& settings) {
   const GroupLayout layout = layout_for(size, settings);
-  auto block = arena.reserve(layout.end());
-  block->commit(0, layout.entries());
+  auto block = arena.reserve((1 + mirrors) * layout.end());
+  for (std::size_t place = 0; place <= mirrors; ++place) block->commit(place * layout.end(), layout.entries());
   return block;
 }
 
@@ -39,13 +41,18 @@ Group::Group(Setup setup)
     : setup_(std::move(setup)),
       layout_(layout_for(setup_.ranks.size(), *setup_.settings)),
       mine_(*setup_.blocks[static_cast<std::size_t>(setup_.index)]),
-      names_(GroupBlock::most_entries),
-      player_(setup_.blocks, setup_.index, layout_) {
+      nodes_(setup_.nodes.empty() ? std::vector<int>(setup_.ranks.size()) : setup_.nodes),
+      names_(GroupBlock::most_entries) {
   mine_.entries_at = layout_.entries();
   mine_.group = setup_.number;
   mine_.size = static_cast<std::uint32_t>(size());
   mine_.index = static_cast<std::uint32_t>(setup_.index);
   std::copy(setup_.ranks.begin(), setup_.ranks.end(), mine_.ranks);
+  if (nodes_.several())
+    mirrors_ = std::make_unique<Mirrors>(Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks,
+                                                        setup_.blocks, setup_.memory.get(), layout_},
+                                         nodes_);
+  player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
   if (is_sequencer()) sequencer_ = std::make_unique<Sequencer>(setup_.blocks, layout_, setup_.settings->fusion_bytes);
 }
 
@@ -55,6 +62,9 @@ Entry& Group::entry(std::uint32_t number) const {
 
 std::shared_ptr<Operation> Group::submit(Request request) {
   request.check(size());
+  if (request.update && nodes_.several())
+    fail_usage("A step that updates all members' parameters in place takes members of one node: this process set spans " +
+               std::to_string(nodes_.count()) + ". Use the optimizer without fused=True.");
   check_announcement(request);
   std::shared_ptr<Operation> operation;
   {
@@ -153,26 +163,38 @@ void Group::write_entry(Operation& operation, const NameHash& hash) {
 }
 
 bool Group::advance() {
+  if (mirrors_) mirrors_->recycle();
   if (over_) return false;
-  bool moved = false;
+  bool moved = mirrors_ && take_notes();
   if (sequencer_ && sequencer_->advance()) {
     wake_others(logged_raised);
     moved = true;
   }
+  if (mirrors_) moved |= mirrors_->tell();  // records before anything that follows from them
   moved |= playing_ ? play() : begin_next();
+  if (mirrors_) moved |= mirrors_->tell();
   return moved || note_awaits();
+}
+
+// What other nodes' members tell is new to all of this node.
+bool Group::take_notes() {
+  std::uint32_t events = 0;
+  const bool taken = mirrors_->take(events);
+  for (std::uint32_t event = 1; event <= events; event <<= 1)
+    if ((events & event) != 0) wake_others(static_cast<Event>(event));
+  return taken;
 }
 
 bool Group::play() {
   bool moved = false;
   const std::int64_t begin = setup_.observer->wants_stages() ? monotonic_now() : 0;
-  const TurnPlayer::Stage stage = player_.step();
-  if (stage != TurnPlayer::Stage::none) {
+  const Stage stage = player_->step();
+  if (stage != Stage::none) {
     wake_others(event_of(stage));
     if (begin != 0) setup_.observer->stage(number(), stage, begin, monotonic_now());
     moved = true;
   }
-  if (player_.done()) {
+  if (player_->done()) {
     play_next();
     moved = true;
   }
@@ -187,7 +209,7 @@ bool Group::note_awaits() {
     std::uint32_t bits = sequencer_ && sequencer_->is_held_up() ? consumed_raised : 0u;
     bool came = false;
     if (in_flight_count_.load(std::memory_order_seq_cst) > 0) {
-      const TurnPlayer::Awaited awaited = playing_ ? player_.awaits() : TurnPlayer::Awaited{0, logged_raised};
+      const TurnPlayer::Awaited awaited = playing_ ? player_->awaits() : TurnPlayer::Awaited{0, logged_raised};
       bits |= awaited.event | (sequencer_ ? tail_raised : 0u);
       came = awaited.member < 0;
     }
@@ -222,7 +244,7 @@ bool Group::begin_next() {
       end_join();
       complete(operation, std::nullopt);
     } else {
-      complete(operation, Error(ErrorKind::mismatch, record->text));
+      complete(operation, Error(ErrorKind::mismatch, record->text(setup_.ranks.size())));
     }
   }
   finish_record();
@@ -256,7 +278,7 @@ void Group::begin_batch(const LogRecord& record) {
   }
   movements_ =
       movements_of({record.kind, record.op, runs_, givers_, mine_as_pointers_, setup_.index, size(), setup_.bases,
-                    setup_.settings->one_shot_bytes, layout_.slot_bytes, setup_.instruction_set});
+                    setup_.settings->one_shot_bytes, layout_.slot_bytes, setup_.instruction_set, &nodes_});
   movement_ = 0;
   playing_ = true;
   play_next();
@@ -265,8 +287,8 @@ void Group::begin_batch(const LogRecord& record) {
 // The next movement of the batch; after the last one the batch is over.
 void Group::play_next() {
   while (movement_ < movements_.size()) {
-    player_.start(*movements_[movement_++]);
-    if (!player_.done()) return;
+    player_->start(*movements_[movement_++]);
+    if (!player_->done()) return;
   }
   playing_ = false;
   if (setup_.observer->wants_stages() && !mine_in_batch_.empty())
@@ -279,6 +301,7 @@ void Group::play_next() {
 }
 
 void Group::finish_record() {
+  if (mirrors_) mirrors_->finish(*next_record());
   mine_.consumed.store(mine_.consumed.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
   if (!is_sequencer()) wake(0, consumed_raised);
 }
@@ -327,7 +350,7 @@ void Group::note_awaited(const Operation& operation) {
 }
 
 void Group::wake_sequencer() {
-  if (!is_sequencer()) ring(setup_.members.front()->bell);
+  if (!is_sequencer() && setup_.members.front() != nullptr) ring(setup_.members.front()->bell);
 }
 
 void Group::wake_others(Event event) {
@@ -336,6 +359,7 @@ void Group::wake_others(Event event) {
 }
 
 void Group::wake(std::size_t member, Event event) {
+  if (setup_.members[member] == nullptr) return;  // on another node, which is told by a note
   if (event == departed || (setup_.blocks[member]->awaits.load(std::memory_order_seq_cst) & event) != 0)
     ring(setup_.members[member]->bell);
 }

@@ -14,6 +14,7 @@
 
 #include "csrc/base/settings.h"
 #include "csrc/memory/arena.h"
+#include "csrc/queue/mirrors.h"
 #include "csrc/queue/movements.h"
 #include "csrc/queue/operation.h"
 #include "csrc/queue/sequencer.h"
@@ -30,7 +31,7 @@ class Group {
   struct Observer {
     virtual ~Observer() = default;
     virtual bool wants_stages() const = 0;
-    virtual void stage(std::uint32_t group, TurnPlayer::Stage stage, std::int64_t begin, std::int64_t end) = 0;
+    virtual void stage(std::uint32_t group, Stage stage, std::int64_t begin, std::int64_t end) = 0;
     virtual void batch(std::uint32_t group, const std::vector<std::shared_ptr<Operation>>& operations,
                        std::int64_t begin, std::int64_t end) = 0;
     virtual void ended(std::uint32_t group, const Operation& operation, bool failed) = 0;  // before anyone hears of it
@@ -42,8 +43,11 @@ class Group {
     std::vector<int> ranks;  // of the world, ascending
     int index;               // this rank's place among them
     std::shared_ptr<Arena::Block> memory;
-    std::vector<GroupBlock*> blocks;  // of all members
-    std::vector<RankBlock*> members;  // theirs
+    std::vector<GroupBlock*> blocks;  // of all members; of those on other nodes, their mirrors here
+    std::vector<RankBlock*> members;  // theirs; null on other nodes
+    std::vector<int> nodes;           // of each member; empty: all are on one
+    Network* network = nullptr;       // to other nodes
+    int tag = 0;                      // of this group's messages
     std::vector<std::byte*> bases;    // where each member's segment is mapped
     std::vector<int> lifelines;       // by member, see Waiter::Peers
     const Settings* settings;
@@ -52,8 +56,10 @@ class Group {
   };
   explicit Group(Setup setup);
 
-  // Room for a group of `size` ranks in this rank's segment; and how many bytes of addresses that is.
-  static std::shared_ptr<Arena::Block> reserve(Arena& arena, std::size_t size, const Settings& settings);
+  // Room for a group of `size` ranks in this rank's segment, and for the mirrors of so many of them, which follow at
+  // distances of bytes(); and how many bytes of addresses one takes.
+  static std::shared_ptr<Arena::Block> reserve(Arena& arena, std::size_t size, std::size_t mirrors,
+                                               const Settings& settings);
 
   static std::size_t bytes(std::size_t size, const Settings& settings);
 
@@ -78,6 +84,10 @@ class Group {
   // Whether something is in flight, so that lives and deadlines have to be looked at.
   bool busy() const { return !over_ && (in_flight_count_.load(std::memory_order_seq_cst) > 0 || sequencer_waits()); }
   bool moving() const { return playing_; }
+  bool is_sending() const { return mirrors_ && mirrors_->is_sending(); }
+  bool spans_nodes() const { return mirrors_ != nullptr; }
+  // Whether the network has something to do for this group: nobody rings for that, who drives has to look.
+  bool polls() const { return mirrors_ && (mirrors_->is_sending() || (!over_ && in_flight_count_.load(std::memory_order_seq_cst) > 0)); }
 
   // To be called every 100 ms while busy: fails what can no longer complete.
   void look(std::int64_t now);
@@ -114,6 +124,7 @@ class Group {
   void complete(const std::shared_ptr<Operation>& operation, const std::optional<Error>& error);
   std::shared_ptr<Operation> in_flight(std::uint32_t number);
   bool needs(std::size_t member) const;
+  bool take_notes();
   void look_at_members();
   void look_at_deadline(std::int64_t now);
   std::string end_of(std::size_t member) const;
@@ -125,6 +136,8 @@ class Group {
   const Setup setup_;
   const GroupLayout layout_;
   GroupBlock& mine_;
+  const Nodes nodes_;
+  std::unique_ptr<Mirrors> mirrors_;  // null: all members are on one node
   std::unique_ptr<Sequencer> sequencer_;
 
   mutable std::mutex mutex_;
@@ -138,7 +151,7 @@ class Group {
   // The driver's.
   bool over_ = false;  // closed: no record of the log is taken any more
   std::uint32_t awaits_ = 0;
-  TurnPlayer player_;
+  std::optional<TurnPlayer> player_;  // always there, once the mirrors are
   bool playing_ = false;
   std::vector<int> givers_;
   std::vector<Run> runs_;

@@ -31,6 +31,7 @@ void Group::close(const Error& error, const std::string& reason) {
     mine_.departure.state.store(playing_ ? Departure::broken : Departure::left, std::memory_order_seq_cst);
     wake_others(departed);
   }
+  if (mirrors_) mirrors_->depart();
   over_ = true;
   playing_ = false;
   mine_in_batch_.clear();
@@ -43,6 +44,7 @@ void Group::close(const Error& error, const std::string& reason) {
 
 void Group::look(std::int64_t now) {
   if (in_flight_count_.load(std::memory_order_relaxed) == 0) return;
+  if (mirrors_) wake_others(departed);  // a neighbour that has nothing to do may keep the mirror of one that has gone
   look_at_members();
   look_at_deadline(now);
 }
@@ -51,7 +53,7 @@ void Group::look(std::int64_t now) {
 // comes next waits for that member, or if nothing is agreed on that could still run. To be called after the member was
 // seen to have left: what it did before is visible then.
 bool Group::needs(std::size_t member) const {
-  if (playing_) return player_.awaits().member == static_cast<int>(member);
+  if (playing_) return player_->awaits().member == static_cast<int>(member);
   return next_record() == nullptr;
 }
 
@@ -113,7 +115,12 @@ std::string Group::missing(const Operation& operation) const {
     });
     if (!submitted) text += (text.empty() ? "rank " : ", rank ") + std::to_string(setup_.ranks[member]);
   }
-  return text.empty() ? "its turn" : text;
+  if (!text.empty()) return text;
+  const int awaited = playing_ ? player_->awaits().member : -1;
+  if (awaited < 0) return "its turn";
+  const bool far = nodes_.of(awaited) != nodes_.of(setup_.index);
+  return "data of rank " + std::to_string(setup_.ranks[static_cast<std::size_t>(awaited)]) +
+         (far ? " on another node (look at that rank, and at the network between the nodes)" : "");
 }
 
 }  // namespace ringred

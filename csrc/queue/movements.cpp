@@ -12,9 +12,9 @@ std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch) {
     case CallKind::allreduce:
       for (const Run& run : batch.runs) {
         if (run.count == 0) continue;
-        if (run.direct)
+        if (run.direct && !batch.nodes->several())
           movements.push_back(std::make_unique<AllreduceInPlace>(batch, run));
-        else if (OneShotMovement::fits(batch, run))
+        else if (!run.measured && OneShotMovement::fits(batch, run))
           movements.push_back(std::make_unique<OneShotMovement>(batch, run));
         else
           movements.push_back(std::make_unique<TwoShotMovement>(batch, run));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "csrc/queue/nodes.h"
 #include "csrc/queue/operation.h"
 #include "csrc/queue/turns.h"
 #include "csrc/reduce/reduce.h"
@@ -23,6 +24,7 @@ struct Batch {
   std::span<std::byte* const> bases;  // where each member's segment is mapped here
   std::size_t one_shot_bytes, slot_bytes;
   const InstructionSet* instruction_set;
+  const Nodes* nodes;  // where the members are
 };
 
 // The movements of a batch, to be played one after the other; those of allreduce and reducescatter are one for each

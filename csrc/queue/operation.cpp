@@ -127,6 +127,7 @@ std::uint64_t Request::fingerprint() const {
     for (std::size_t i = gathers(kind) ? 1 : 0; i < tensor.shape.size(); ++i)
       hash = mix(hash, static_cast<std::uint64_t>(tensor.shape[i]));
   }
+  for (const char letter : tag) hash = mix(hash, static_cast<unsigned char>(letter));
   return update ? mix(hash, update->fingerprint()) : hash;
 }
 
@@ -184,6 +185,7 @@ std::string Request::describe() const {
     add("dtype", std::string(info(tensors[i].dtype).name));
     add("shape", shape_text(tensors[i], gathers(kind)));
   }
+  if (!tag.empty()) add("tag", "'" + tag + "'");
   if (tensors.size() > shown) arguments += ", ... " + fingerprint_text(fingerprint());
   return std::string(name_of(kind)) + "(" + arguments + ")";
 }

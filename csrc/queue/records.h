@@ -27,7 +27,7 @@ class Records : public Group::Observer {
 
   // The driver's.
   bool wants_stages() const override { return timeline_.on(); }
-  void stage(std::uint32_t group, TurnPlayer::Stage stage, std::int64_t begin, std::int64_t end) override;
+  void stage(std::uint32_t group, Stage stage, std::int64_t begin, std::int64_t end) override;
   void batch(std::uint32_t group, const std::vector<std::shared_ptr<Operation>>& operations, std::int64_t begin,
              std::int64_t end) override;
   void ended(std::uint32_t group, const Operation& operation, bool failed) override;

@@ -10,9 +10,20 @@ namespace {
 
 constexpr std::size_t line = 64;
 
-// How many elements of each member's part a slot takes, in whole cache lines.
-std::size_t part_room(const Batch& batch, DType wire) {
-  return batch.slot_bytes / static_cast<std::size_t>(batch.size) / line * line / info(wire).size;
+// How many elements of each of so many parts a slot takes, in whole cache lines.
+std::size_t part_room(const Batch& batch, std::size_t parts, DType wire) {
+  return batch.slot_bytes / parts / line * line / info(wire).size;
+}
+
+NormKernel norm_of(const Batch& batch, const Run& run) {
+  return run.measured && !batch.mine.empty() ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
+}
+
+// Whether the sum of sums is the sum: not where an average is divided as an integer.
+bool sums_add_up(const Batch& batch, DType wire) {
+  const TypeClass type_class = info(wire).type_class;
+  const bool integer = type_class == TypeClass::signed_integer || type_class == TypeClass::unsigned_integer;
+  return batch.op != Op::average || !integer;
 }
 
 template <class Take>
@@ -51,7 +62,9 @@ Reducing::Reducing(const Batch& batch, const Run& run)
       to_wire_(scale_kernel(*batch.instruction_set, run.dtype, run.wire)),
       from_wire_(scale_kernel(*batch.instruction_set, run.wire, run.dtype)),
       kernel_(reduce_kernel(*batch.instruction_set, run.wire, batch.op)),
-      inputs_(batch.givers.size()) {}
+      adding_(reduce_kernel(*batch.instruction_set, run.wire, batch.op == Op::average ? Op::sum : batch.op)),
+      norm_(norm_of(batch, run)),
+      divides_(batch.op == Op::average) {}
 
 void Reducing::pack(const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* place) const {
   pieces.visit(begin, end, info(dtype_).size,
@@ -68,21 +81,33 @@ void Reducing::unpack(const Pieces& pieces, std::size_t begin, std::size_t end, 
 }
 
 void Reducing::call(std::size_t count, void* output) {
-  kernel_(inputs_.data(), static_cast<int>(inputs_.size()), &output, 1, count, static_cast<std::int64_t>(size_));
+  const auto inputs = static_cast<int>(inputs_.size());
+  const std::int64_t divisor = divides_ ? static_cast<std::int64_t>(size_) : 1;
+  if (norm_ == nullptr)
+    kernel_(inputs_.data(), inputs, &output, 1, count, divisor);
+  else
+    mine_.front()->squares += norm_(inputs_.data(), inputs, output, count, divisor);
 }
 
-void Reducing::combine(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end,
-                       std::byte* share) {
-  const auto in_slots = [&](std::size_t at) {
-    for (std::size_t i = 0; i < givers_.size(); ++i)
-      inputs_[i] = slots.of[static_cast<std::size_t>(givers_[i])] + offset + at * wire_bytes_;
-  };
+void Reducing::find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset) {
+  inputs_.resize(members.size());
+  for (std::size_t i = 0; i < members.size(); ++i)
+    inputs_[i] = slots.of[static_cast<std::size_t>(members[i])] + offset;
+}
+
+std::size_t Reducing::place_of_own(std::span<const int> members) const {
+  return static_cast<std::size_t>(std::find(members.begin(), members.end(), static_cast<int>(index_)) -
+                                  members.begin());
+}
+
+void Reducing::finish(const Slots& slots, std::span<const int> members, bool own_arrays, std::size_t offset,
+                      const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* share) {
   if (gives() && plain_) {
-    const auto me = std::find(givers_.begin(), givers_.end(), static_cast<int>(index_)) - givers_.begin();
+    const std::size_t own = place_of_own(members);
     pieces.visit(begin, end, wire_bytes_,
                  [&](const std::byte* input, std::byte* output, std::size_t at, std::size_t count) {
-                   in_slots(at);
-                   inputs_[static_cast<std::size_t>(me)] = input;
+                   find_inputs(slots, members, offset + at * wire_bytes_);
+                   if (own_arrays) inputs_[own] = input;
                    call(count, output);
                    // By memcpy, not by the kernel: see docs/decisions/0004.
                    if (share != nullptr) std::memcpy(share + at * wire_bytes_, output, count * wire_bytes_);
@@ -90,10 +115,30 @@ void Reducing::combine(const Slots& slots, std::size_t offset, const Pieces& pie
     return;
   }
   if (scratch_.size() < (end - begin) * wire_bytes_) scratch_.resize((end - begin) * wire_bytes_);
-  in_slots(0);
+  find_inputs(slots, members, offset);
   call(end - begin, scratch_.data());
   unpack(pieces, begin, end, scratch_.data());
   if (share != nullptr && end > begin) std::memcpy(share, scratch_.data(), (end - begin) * wire_bytes_);
+}
+
+void Reducing::add_up(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
+                      std::size_t begin, std::size_t end) {
+  if (members.empty() || begin == end) return;
+  void* output = slots.of[index_] + offset;
+  const auto add = [&](std::size_t count) {
+    adding_(inputs_.data(), static_cast<int>(inputs_.size()), &output, 1, count, 1);
+  };
+  if (!gives() || !plain_) {
+    find_inputs(slots, members, offset);
+    return add(end - begin);
+  }
+  const std::size_t own = place_of_own(members);
+  pieces.visit(begin, end, wire_bytes_, [&](const std::byte* input, std::byte*, std::size_t at, std::size_t count) {
+    find_inputs(slots, members, offset + at * wire_bytes_);
+    inputs_[own] = input;
+    output = slots.of[index_] + offset + at * wire_bytes_;
+    add(count);
+  });
 }
 
 bool OneShotMovement::fits(const Batch& batch, const Run& run) {
@@ -108,47 +153,111 @@ void OneShotMovement::copy_in(std::size_t, const Slots& slots) {
 }
 
 void OneShotMovement::copy_out(std::size_t, const Slots& slots) {
-  if (gives()) combine(slots, 0, pieces_, 0, count_, nullptr);
+  if (gives()) finish(slots, 0, pieces_, 0, count_, nullptr);
+}
+
+void OneShotMovement::needed(Stage stage, std::size_t, int, std::vector<Stretch>& stretches) const {
+  if (stage == Stage::copy_in && gives()) stretches.push_back({0, count_ * wire_bytes_});
 }
 
 TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
-    : Reducing(batch, run), count_(run.count), pieces_(pieces_of(batch, run)) {
+    : Reducing(batch, run),
+      nodes_(*batch.nodes),
+      columns_(nodes_.columns()),
+      here_(nodes_.of(batch.index)),
+      combines_(nodes_.several() && sums_add_up(batch, run.wire)),
+      count_(run.count),
+      pieces_(pieces_of(batch, run)) {
+  const auto parts = static_cast<std::size_t>(columns_ * nodes_.count());
   const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
-  turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, run.wire) * size_), 1);
-  part_elements_ = round_up(divide_up(divide_up(count_, turns_), size_), unit);
+  turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, parts, run.wire) * parts), 1);
+  part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
+  for (const int giver : givers_)
+    if (nodes_.of(giver) == here_) givers_here_.push_back(giver);
+  for (int node = 0; node < nodes_.count(); ++node)
+    if (std::any_of(givers_.begin(), givers_.end(), [&](int giver) { return nodes_.of(giver) == node; }))
+      giving_nodes_.push_back(node);
 }
 
-TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, std::size_t owner) const {
-  const std::size_t begin = std::min((turn * size_ + owner) * part_elements_, count_);
-  return {owner * part_elements_ * wire_bytes_, begin, std::min(begin + part_elements_, count_)};
+TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int node, int column) const {
+  const auto parts = static_cast<std::size_t>(columns_ * nodes_.count());
+  const auto part = static_cast<std::size_t>(node * columns_ + column);
+  const std::size_t begin = std::min((turn * parts + part) * part_elements_, count_);
+  return {part * part_elements_ * wire_bytes_, begin, std::min(begin + part_elements_, count_)};
+}
+
+// Whether this member is the first to reduce a part, and so need not pack its own.
+bool TwoShotMovement::reads_arrays(int node, int column) const {
+  return plain() && owns(column) && (combines_ || node == here_);
 }
 
 void TwoShotMovement::copy_in(std::size_t turn, const Slots& slots) {
   if (!gives()) return;
-  for (std::size_t owner = 0; owner < size_; ++owner) {
-    if (owner == index_ && plain()) continue;
-    const Part part = part_of(turn, owner);
-    pack(pieces_, part.begin, part.end, slots.of[index_] + part.offset);
-  }
+  for (int node = 0; node < nodes_.count(); ++node)
+    for (int column = 0; column < columns_; ++column) {
+      if (reads_arrays(node, column)) continue;
+      const Part part = part_of(turn, node, column);
+      pack(pieces_, part.begin, part.end, slots.of[index_] + part.offset);
+    }
+}
+
+void TwoShotMovement::combine(std::size_t turn, const Slots& slots) {
+  for (int node = 0; node < nodes_.count(); ++node)
+    for (int column = 0; column < columns_; ++column) {
+      if (!owns(column)) continue;
+      const Part part = part_of(turn, node, column);
+      add_up(slots, givers_here_, part.offset, pieces_, part.begin, part.end);
+    }
 }
 
 void TwoShotMovement::reduce(std::size_t turn, const Slots& slots) {
-  const Part part = part_of(turn, index_);
-  combine(slots, part.offset, pieces_, part.begin, part.end, slots.of[index_] + part.offset);
+  for (int column = 0; column < columns_; ++column) {
+    if (!owns(column)) continue;
+    const Part part = part_of(turn, here_, column);
+    std::byte* share = slots.of[index_] + part.offset;
+    if (!combines_) {
+      finish(slots, part.offset, pieces_, part.begin, part.end, share);
+      continue;
+    }
+    owners_.clear();
+    for (const int node : giving_nodes_) owners_.push_back(nodes_.owner(node, column));
+    finish(slots, owners_, false, part.offset, pieces_, part.begin, part.end, share);
+  }
 }
 
 void TwoShotMovement::copy_out(std::size_t turn, const Slots& slots) {
   if (!gives()) return;
-  for (std::size_t step = 1; step < size_; ++step) {  // every member begins with another one's memory
-    const std::size_t owner = (index_ + step) % size_;
-    const Part part = part_of(turn, owner);
-    unpack(pieces_, part.begin, part.end, slots.of[owner] + part.offset);
+  // Every member begins with another one's memory.
+  const int parts = columns_ * nodes_.count(), own = here_ * columns_ + static_cast<int>(index_) % columns_;
+  for (int step = 1; step <= parts; ++step) {
+    const int node = (own + step) % parts / columns_, column = (own + step) % columns_;
+    const int owner = nodes_.owner(node, column);
+    if (owner == static_cast<int>(index_)) continue;
+    const Part part = part_of(turn, node, column);
+    unpack(pieces_, part.begin, part.end, slots.of[static_cast<std::size_t>(owner)] + part.offset);
+  }
+}
+
+void TwoShotMovement::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
+  const bool results = stage == Stage::reduce;
+  const bool parts = stage == (combines_ ? Stage::combine : Stage::copy_in);
+  if (!results && !(parts && (combines_ ? !givers_here_.empty() : gives()))) return;
+  for (int column = 0; column < columns_; ++column) {
+    if ((results || combines_) && !owns(column)) continue;
+    const Stretch stretch = stretch_of(part_of(turn, results ? here_ : node, column));
+    if (stretch.bytes == 0) continue;
+    const bool follows = !stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset;
+    if (follows)
+      stretches.back().bytes += stretch.bytes;
+    else
+      stretches.push_back(stretch);
   }
 }
 
 ReduceScatterMovement::ReduceScatterMovement(const Batch& batch, const Run& run)
     : Reducing(batch, run),
-      room_elements_(part_room(batch, run.wire)),
+      nodes_(*batch.nodes),
+      room_elements_(part_room(batch, size_, run.wire)),
       turns_(divide_up(run.count, room_elements_)),
       parts_(size_) {
   for_each_tensor(batch, run, [&](const Tensor& tensor) {
@@ -160,21 +269,33 @@ ReduceScatterMovement::ReduceScatterMovement(const Batch& batch, const Run& run)
   });
 }
 
+RowRange ReduceScatterMovement::part_of(std::size_t turn, std::size_t owner) const {
+  const std::size_t begin = std::min(turn * room_elements_, parts_[owner].count());
+  return {begin, std::min(begin + room_elements_, parts_[owner].count())};
+}
+
 void ReduceScatterMovement::copy_in(std::size_t turn, const Slots& slots) {
   for (std::size_t owner = 0; gives() && owner < size_; ++owner) {
     if (owner == index_ && plain()) continue;
-    const std::size_t begin = std::min(turn * room_elements_, parts_[owner].count());
-    const std::size_t end = std::min(begin + room_elements_, parts_[owner].count());
-    pack(parts_[owner], begin, end, slots.of[index_] + owner * room_elements_ * wire_bytes_);
+    const RowRange part = part_of(turn, owner);
+    pack(parts_[owner], part.begin, part.end, slots.of[index_] + owner * room_elements_ * wire_bytes_);
   }
 }
 
 void ReduceScatterMovement::copy_out(std::size_t turn, const Slots& slots) {
   if (!gives()) return;
-  const Pieces& own = parts_[index_];
-  const std::size_t begin = std::min(turn * room_elements_, own.count());
-  combine(slots, index_ * room_elements_ * wire_bytes_, own, begin, std::min(begin + room_elements_, own.count()),
-          nullptr);
+  const RowRange part = part_of(turn, index_);
+  finish(slots, index_ * room_elements_ * wire_bytes_, parts_[index_], part.begin, part.end, nullptr);
+}
+
+void ReduceScatterMovement::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
+  if (stage != Stage::copy_in || !gives()) return;
+  for (const int member : nodes_.members(node)) {
+    const auto owner = static_cast<std::size_t>(member);
+    const RowRange part = part_of(turn, owner);
+    if (part.begin < part.end)
+      stretches.push_back({owner * room_elements_ * wire_bytes_, (part.end - part.begin) * wire_bytes_});
+  }
 }
 
 }  // namespace ringred

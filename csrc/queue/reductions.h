@@ -4,10 +4,12 @@
 // pass: the slots are the fusion buffer. Traffic of memory beyond the caches: each array is read once and written once.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "csrc/queue/movements.h"
 #include "csrc/queue/pieces.h"
+#include "csrc/reduce/update.h"
 
 namespace ringred {
 
@@ -24,23 +26,38 @@ class Reducing {
   void pack(const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* place) const;
   void unpack(const Pieces& pieces, std::size_t begin, std::size_t end, const std::byte* place) const;
 
-  // Combines [begin, end) of what all givers have, found at `offset` of their slots; this member's own is taken from
-  // its arrays where plain. The result goes into its arrays; and, where `share` is not null, there as well.
-  void combine(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end,
-               std::byte* share);
+  // Combines [begin, end) of what some members have, found at `offset` of their slots; where `own_arrays`, this
+  // member's own is taken from its arrays. The result goes into its arrays; and, where `share` is not null, there as
+  // well.
+  void finish(const Slots& slots, std::span<const int> members, bool own_arrays, std::size_t offset,
+              const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* share);
+
+  // The same for all givers.
+  void finish(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end,
+              std::byte* share) {
+    finish(slots, givers_, plain_ && gives(), offset, pieces, begin, end, share);
+  }
+
+  // Combines what some members have, without what comes last (the division of an average), into the own slot.
+  void add_up(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
+              std::size_t begin, std::size_t end);
 
   const std::span<Operation* const> mine_;
   const std::span<const int> givers_;
   const std::size_t index_, size_, wire_bytes_;
 
  private:
+  void find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset);
+  std::size_t place_of_own(std::span<const int> members) const;
   void call(std::size_t count, void* output);
 
   const DType dtype_;
   const double prescale_, postscale_;
   const bool plain_;
   const ScaleKernel to_wire_, from_wire_;
-  const ReduceKernel kernel_;
+  const ReduceKernel kernel_, adding_;
+  const NormKernel norm_;  // null: not asked for
+  const bool divides_;
   std::vector<const void*> inputs_;
   std::vector<std::byte> scratch_;
 };
@@ -53,31 +70,54 @@ class OneShotMovement : public Movement, Reducing {
   std::size_t turns() const override { return 1; }
   void copy_in(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t turn, const Slots& slots) override;
+  void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const override;
 
  private:
   const std::size_t count_;
   Pieces pieces_;
 };
 
-// Each member reduces its part of every slot.
+// Each member reduces its parts of every slot. A turn has a part for each node and column (Nodes); on one node that is
+// one for each member.
+//
+// Across nodes the columns are combined first (B1): the owner of a column adds up what its node has of all parts of
+// that column, and sends each node's part there; the owner of the column there adds up what the nodes have (B2) and
+// sends the result to all nodes. Of a vector of S bytes a node of K sends 2(K-1)/K S, the least there is, however many
+// ranks it has, and all its ranks send. In B1 a member writes only its columns in its own slot, which nobody else reads
+// before B2; of these, members of other nodes read, in mirrors, the parts of their own node, and the result is written
+// into a part of this node: so B2 overwrites nothing that is on its way.
+//
+// Averages of integers are divided once, at the end, which sums of their own width cannot carry: there every owner is
+// sent what all members have.
 class TwoShotMovement : public Movement, Reducing {
  public:
   TwoShotMovement(const Batch& batch, const Run& run);
   std::size_t turns() const override { return turns_; }
+  bool combines() const override { return combines_; }
   bool reduces() const override { return true; }
   void copy_in(std::size_t turn, const Slots& slots) override;
+  void combine(std::size_t turn, const Slots& slots) override;
   void reduce(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t turn, const Slots& slots) override;
+  void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const override;
 
  private:
   struct Part {
     std::size_t offset, begin, end;  // in a slot, in bytes; in the whole, in elements
   };
-  Part part_of(std::size_t turn, std::size_t owner) const;
+  Part part_of(std::size_t turn, int node, int column) const;
+  Stretch stretch_of(const Part& part) const { return {part.offset, (part.end - part.begin) * wire_bytes_}; }
+  bool owns(int column) const { return nodes_.owns(static_cast<int>(index_), column); }
+  bool reads_arrays(int node, int column) const;
 
+  const Nodes& nodes_;
+  const int columns_, here_;  // here: the own node
+  const bool combines_;
   const std::size_t count_;
   std::size_t turns_, part_elements_;
   Pieces pieces_;
+  std::vector<int> givers_here_, giving_nodes_;
+  std::vector<int> owners_;  // of a column, on nodes that give
 };
 
 // Like the first half of the two shots, but the parts are rows of each array, and only their owner gets them.
@@ -87,8 +127,12 @@ class ReduceScatterMovement : public Movement, Reducing {
   std::size_t turns() const override { return turns_; }
   void copy_in(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t turn, const Slots& slots) override;
+  void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const override;
 
  private:
+  RowRange part_of(std::size_t turn, std::size_t owner) const;  // in elements
+
+  const Nodes& nodes_;
   const std::size_t room_elements_;  // of a slot, for each owner
   const std::size_t turns_;
   std::vector<Pieces> parts_;  // by owner

@@ -156,8 +156,8 @@ void Sequencer::append_failure(std::uint32_t name, const std::string& text) {
   LogRecord& record = next_record();
   record.type = LogRecord::Type::failure;
   record.operations = 0;
-  store_text(record.text, text);
   add_to(record, name);
+  store_text(record.text(size_), LogRecord::text_bytes, text);
   publish();
   forget(name);
 }

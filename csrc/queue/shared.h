@@ -51,7 +51,9 @@ static_assert(sizeof(FlightRecord) == 128);
 
 struct RankBlock {
   static constexpr std::uint64_t magic_value = 0x72696e6772656431;  // "ringred1"
-  static constexpr std::size_t stack_bytes = 64 << 10, failure_bytes = 8 << 10, most_groups = 256;
+  static constexpr std::size_t stack_bytes = 64 << 10, failure_bytes = 8 << 10;
+  // Process sets, by their numbers, and one more for the callers' synchronous calls where the world spans nodes.
+  static constexpr std::size_t callers_group = 256, most_groups = callers_group + 1;
   static constexpr std::size_t flight_records = 4096;
 
   std::atomic<std::uint64_t> magic;  // written last
@@ -132,11 +134,27 @@ struct LogRecord {
   std::int32_t last_joined;  // of type joined: the group rank that joined last
   std::uint32_t runs;        // of a batch: what is reduced, all operations together, for joined ranks
   Run run[Entry::most_runs];
-  char text[text_bytes];  // of a failure
-  // Followed by operations x group size numbers: the operation's entry on each member, or no_number.
+  // Followed by operations x group size numbers: the operation's entry on each member, or no_number. Of a failure, which
+  // is one operation's, its text comes after them.
   std::uint32_t* numbers() { return reinterpret_cast<std::uint32_t*>(this + 1); }
   const std::uint32_t* numbers() const { return reinterpret_cast<const std::uint32_t*>(this + 1); }
+  char* text(std::size_t members) { return reinterpret_cast<char*>(numbers() + members); }
+  const char* text(std::size_t members) const { return reinterpret_cast<const char*>(numbers() + members); }
+
+  static constexpr std::size_t most_bytes(std::size_t members);
+  std::size_t used_bytes(std::size_t members) const;
 };
+
+constexpr std::size_t LogRecord::most_bytes(std::size_t members) {
+  const std::size_t numbers = most_operations * members * sizeof(std::uint32_t);
+  const std::size_t failure = members * sizeof(std::uint32_t) + text_bytes;
+  return sizeof(LogRecord) + (numbers > failure ? numbers : failure);
+}
+
+inline std::size_t LogRecord::used_bytes(std::size_t members) const {
+  return sizeof(LogRecord) + operations * members * sizeof(std::uint32_t) +
+         (type == Type::failure ? std::size_t{text_bytes} : 0);
+}
 
 // What a member may wait for: that a word of another one is raised.
 enum Event : std::uint32_t {
@@ -146,7 +164,8 @@ enum Event : std::uint32_t {
   reduced_raised = 8,
   left_raised = 16,
   consumed_raised = 32,
-  departed = 64
+  departed = 64,
+  combined_raised = 128
 };
 
 struct GroupBlock {
@@ -162,9 +181,9 @@ struct GroupBlock {
 
   alignas(64) std::atomic<std::uint64_t> tail;    // how many numbers have been appended to the ring
   alignas(64) std::atomic<std::uint64_t> logged;  // the sequencer's: how many records
-  // How many turns this rank has copied in, reduced, and left: see turns.h.
+  // How many turns this rank has copied in, combined, reduced, and left: see turns.h.
   alignas(64) std::atomic<std::uint64_t> copied;
-  std::atomic<std::uint64_t> reduced, left;
+  std::atomic<std::uint64_t> combined, reduced, left;
   alignas(64) std::atomic<std::uint64_t> consumed;  // how many records of the log
   // Which events of others this rank can do nothing without, at the moment: bits of Event. Stored (seq_cst) before the
   // rank looks once more and sleeps; a peer looks (seq_cst) after it has raised a word, and rings only if it is wanted.

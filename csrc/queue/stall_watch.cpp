@@ -37,9 +37,9 @@ void StallWatch::look(std::int64_t now, const std::vector<std::shared_ptr<Group>
   if (reporting()) finish_report(now);
 }
 
-// Rank 0 reports, for all, as long as it is there.
+// The first rank of the node reports, for all of it, as long as it is there.
 void StallWatch::wish_for_report(std::int64_t now) {
-  RankBlock& reporter = *setup_.ranks.front();
+  RankBlock& reporter = **std::find_if(setup_.ranks.begin(), setup_.ranks.end(), [](auto* one) { return one != nullptr; });
   if (reporter.magic.load(std::memory_order_acquire) != RankBlock::magic_value) return start_report(now);
   reporter.reports.fetch_add(1, std::memory_order_seq_cst);
   ring(reporter.bell);
@@ -50,7 +50,7 @@ void StallWatch::wish_for_report(std::int64_t now) {
 // Names that ringred gave are the same in all sets.)
 void StallWatch::fail_confused_names(const std::vector<std::shared_ptr<Group>>& groups) {
   const auto has_several = [](const RankBlock* rank) {
-    return std::any_of(rank->groups + 1, rank->groups + RankBlock::most_groups,
+    return rank != nullptr && std::any_of(rank->groups + 1, rank->groups + RankBlock::most_groups,
                        [](const auto& group) { return group.load(std::memory_order_relaxed) != 0; });
   };
   if (std::none_of(setup_.ranks.begin(), setup_.ranks.end(), has_several)) return;
@@ -80,14 +80,16 @@ void StallWatch::start_report(std::int64_t now) {
   deadline_ = now + answer_time;
   requests_.clear();
   for (RankBlock* rank : setup_.ranks) {
-    requests_.push_back(request_stacks(*rank));
-    ring(rank->bell);
+    requests_.push_back(rank == nullptr ? 0 : request_stacks(*rank));
+    if (rank != nullptr) ring(rank->bell);
   }
 }
 
 void StallWatch::finish_report(std::int64_t now) {
   const bool all = std::equal(setup_.ranks.begin(), setup_.ranks.end(), requests_.begin(),
-                              [](const RankBlock* rank, std::uint32_t number) { return answered(*rank, number); });
+                              [](const RankBlock* rank, std::uint32_t number) {
+                                return rank == nullptr || answered(*rank, number);
+                              });
   if (!all && now < deadline_) return;
   deadline_ = 0;
   if (setup_.report) setup_.report(autopsy(setup_.scene, {.requests = requests_}));

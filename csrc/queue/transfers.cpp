@@ -5,6 +5,7 @@
 #include <new>
 
 #include "csrc/base/round.h"
+#include "csrc/queue/nodes.h"
 
 namespace ringred {
 namespace {
@@ -59,6 +60,11 @@ void BroadcastMovement::copy_out(std::size_t turn, const Slots& slots) {
   if (index_ != root_) copy_out_pieces(pieces_, turn * slot_bytes_, slot_bytes_, slots.of[root_]);
 }
 
+void BroadcastMovement::needed(Stage stage, std::size_t turn, int, std::vector<Stretch>& stretches) const {
+  if (stage == Stage::copy_in && index_ == root_)
+    stretches.push_back({0, std::min(slot_bytes_, bytes_ - turn * slot_bytes_)});
+}
+
 Announced::Announced(const Batch& batch, std::size_t counts, std::size_t first_room, std::size_t room)
     : mine_(batch.mine),
       index_(static_cast<std::size_t>(batch.index)),
@@ -98,6 +104,16 @@ void Announced::copy_out(std::size_t turn, const Slots& slots) {
     const std::size_t member = (index_ + step) % size_;  // every member begins with another one's memory
     take(begin, turn == 0 ? first_room_ : room_, member, slots.of[member] + (turn == 0 ? header_bytes() : 0));
   }
+}
+
+void Announced::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
+  if (stage != Stage::copy_in) return;
+  if (turn == 0) stretches.push_back({0, header_bytes()});
+  if (!gives()) return;
+  if (turn == 0)
+    given(0, first_room_, node, header_bytes(), stretches);
+  else
+    given(first_room_ + (turn - 1) * room_, room_, node, 0, stretches);
 }
 
 // Without memory for the result this member takes nothing, and its operation fails; the others' do not.
@@ -153,10 +169,21 @@ void AllgatherMovement::take(std::size_t begin, std::size_t room, std::size_t me
   copy_out_pieces(places_[member], begin, room, place);
 }
 
+void AllgatherMovement::given(std::size_t begin, std::size_t room, int, std::size_t place,
+                              std::vector<Stretch>& stretches) const {
+  const std::size_t first = std::min(begin, own_.count()), last = std::min(begin + room, own_.count());
+  if (first == last) return;
+  if (!stretches.empty())
+    stretches.back().bytes += last - first;  // the announcement, which lies right before it
+  else
+    stretches.push_back({place, last - first});
+}
+
 AlltoallMovement::AlltoallMovement(const Batch& batch)
     : Announced(batch, batch.runs.front().count * static_cast<std::size_t>(batch.size),
                 pair_room(batch, (batch.runs.front().count * static_cast<std::size_t>(batch.size) + 1) * 8),
                 pair_room(batch, 0)),
+      nodes_(*batch.nodes),
       own_(size_),
       places_(size_) {
   if (!gives()) return;
@@ -204,6 +231,15 @@ void AlltoallMovement::give(std::size_t begin, std::size_t room, std::byte* plac
 
 void AlltoallMovement::take(std::size_t begin, std::size_t room, std::size_t member, const std::byte* place) {
   copy_out_pieces(places_[member], begin, room, place + index_ * room);
+}
+
+void AlltoallMovement::given(std::size_t begin, std::size_t room, int node, std::size_t place,
+                             std::vector<Stretch>& stretches) const {
+  for (const int member : nodes_.members(node)) {
+    const Pieces& own = own_[static_cast<std::size_t>(member)];
+    const std::size_t first = std::min(begin, own.count()), last = std::min(begin + room, own.count());
+    if (first < last) stretches.push_back({place + static_cast<std::size_t>(member) * room, last - first});
+  }
 }
 
 }  // namespace ringred

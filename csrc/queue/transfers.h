@@ -15,6 +15,7 @@ class BroadcastMovement : public Movement {
   std::size_t turns() const override;
   void copy_in(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t turn, const Slots& slots) override;
+  void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const override;
 
  private:
   const std::size_t bytes_, slot_bytes_, index_;
@@ -30,6 +31,7 @@ class Announced : public Movement {
   bool knows_all() const final { return known_; }
   void copy_in(std::size_t turn, const Slots& slots) final;
   void copy_out(std::size_t turn, const Slots& slots) final;
+  void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const final;
 
  protected:
   Announced(const Batch& batch, std::size_t counts, std::size_t first_room, std::size_t room);
@@ -45,6 +47,9 @@ class Announced : public Movement {
   // Moves a part of the data: bytes [begin, begin + room) of each stream.
   virtual void give(std::size_t begin, std::size_t room, std::byte* place) = 0;
   virtual void take(std::size_t begin, std::size_t room, std::size_t member, const std::byte* place) = 0;
+  // Where give() puts what the members of a node take, from `place` on.
+  virtual void given(std::size_t begin, std::size_t room, int node, std::size_t place,
+                     std::vector<Stretch>& stretches) const = 0;
 
   const std::span<Operation* const> mine_;
   const std::size_t index_, size_;
@@ -67,6 +72,8 @@ class AllgatherMovement : public Announced {
   void learn(const std::vector<const std::uint64_t*>& counts) override;
   void give(std::size_t begin, std::size_t room, std::byte* place) override;
   void take(std::size_t begin, std::size_t room, std::size_t member, const std::byte* place) override;
+  void given(std::size_t begin, std::size_t room, int node, std::size_t place,
+             std::vector<Stretch>& stretches) const override;
 
   Pieces own_;
   std::vector<Pieces> places_;  // by member
@@ -81,7 +88,10 @@ class AlltoallMovement : public Announced {
   void learn(const std::vector<const std::uint64_t*>& counts) override;
   void give(std::size_t begin, std::size_t room, std::byte* place) override;
   void take(std::size_t begin, std::size_t room, std::size_t member, const std::byte* place) override;
+  void given(std::size_t begin, std::size_t room, int node, std::size_t place,
+             std::vector<Stretch>& stretches) const override;
 
+  const Nodes& nodes_;
   std::vector<Pieces> own_, places_;  // by receiver, by giver
 };
 

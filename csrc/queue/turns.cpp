@@ -1,16 +1,22 @@
 #include "csrc/queue/turns.h"
 
+#include "csrc/queue/mirrors.h"
+#include "csrc/queue/nodes.h"
+
 namespace ringred {
 
-TurnPlayer::TurnPlayer(std::vector<GroupBlock*> blocks, int index, GroupLayout layout)
+TurnPlayer::TurnPlayer(std::vector<GroupBlock*> blocks, int index, GroupLayout layout, const Nodes& nodes,
+                       Mirrors* mirrors)
     : blocks_(std::move(blocks)),
       index_(static_cast<std::size_t>(index)),
       layout_(layout),
+      nodes_(nodes),
+      mirrors_(mirrors),
       slots_{std::vector<std::byte*>(blocks_.size()), layout.slot_bytes} {}
 
 void TurnPlayer::start(Movement& movement) {
   first_ += left_;
-  filled_ = reduced_ = left_ = 0;
+  filled_ = combined_ = reduced_ = left_ = 0;
   movement_ = &movement;
 }
 
@@ -18,20 +24,29 @@ bool TurnPlayer::done() const {
   return left_ == movement_->turns() && movement_->knows_all();
 }
 
-TurnPlayer::Stage TurnPlayer::step() {
-  if (may_copy_in() && lacking(&GroupBlock::left, room_needed()) < 0) {  // A
+Stage TurnPlayer::step() {
+  if (may_copy_in() && lacking(&GroupBlock::left, room_needed()) < 0 && slot_is_free()) {  // A
     movement_->copy_in(filled_, slots(filled_));
     raise(&GroupBlock::copied, ++filled_);
+    tell(Stage::copy_in, filled_ - 1);
     return Stage::copy_in;
   }
-  if (reduced_ < filled_ && lacking(&GroupBlock::copied, first_ + reduced_ + 1) < 0) {  // B
+  if (may_combine() && lacking_here(&GroupBlock::copied, first_ + combined_ + 1) < 0) {  // B1
+    movement_->combine(combined_, slots(combined_));
+    raise(&GroupBlock::combined, ++combined_);
+    tell(Stage::combine, combined_ - 1);
+    return Stage::combine;
+  }
+  if (may_reduce() && lacking(before_reduce(), first_ + reduced_ + 1) < 0) {  // B2
     const bool reduces = movement_->reduces();
     if (reduces) movement_->reduce(reduced_, slots(reduced_));
     raise(&GroupBlock::reduced, ++reduced_);
-    if (reduces) return Stage::reduce;
+    if (reduces) {
+      tell(Stage::reduce, reduced_ - 1);
+      return Stage::reduce;
+    }
   }
-  const Word before = movement_->reduces() ? &GroupBlock::reduced : &GroupBlock::copied;
-  if (left_ < reduced_ && lacking(before, first_ + left_ + 1) < 0) {  // C
+  if (left_ < reduced_ && lacking(before_copy_out(), first_ + left_ + 1) < 0) {  // C
     movement_->copy_out(left_, slots(left_));
     raise(&GroupBlock::left, ++left_);
     return Stage::copy_out;
@@ -40,11 +55,14 @@ TurnPlayer::Stage TurnPlayer::step() {
 }
 
 TurnPlayer::Awaited TurnPlayer::awaits() const {
-  if (may_copy_in()) return {lacking(&GroupBlock::left, room_needed()), left_raised};
-  if (reduced_ < filled_) return {lacking(&GroupBlock::copied, first_ + reduced_ + 1), copied_raised};
-  const bool reduces = movement_->reduces();
-  const Word before = reduces ? &GroupBlock::reduced : &GroupBlock::copied;
-  return {lacking(before, first_ + left_ + 1), reduces ? reduced_raised : copied_raised};
+  if (may_copy_in()) {
+    const int member = lacking(&GroupBlock::left, room_needed());
+    return member < 0 && !slot_is_free() ? Awaited{static_cast<int>(index_), left_raised} : Awaited{member, left_raised};
+  }
+  if (may_combine()) return {lacking_here(&GroupBlock::copied, first_ + combined_ + 1), copied_raised};
+  if (may_reduce())
+    return {lacking(before_reduce(), first_ + reduced_ + 1), movement_->combines() ? combined_raised : copied_raised};
+  return {lacking(before_copy_out(), first_ + left_ + 1), movement_->reduces() ? reduced_raised : copied_raised};
 }
 
 // Turns after the first can be copied in only when their number is known.
@@ -58,6 +76,16 @@ int TurnPlayer::lacking(Word word, std::uint64_t count) const {
   return -1;
 }
 
+int TurnPlayer::lacking_here(Word word, std::uint64_t count) const {
+  for (const int member : nodes_.members(nodes_.of(static_cast<int>(index_))))
+    if ((blocks_[static_cast<std::size_t>(member)]->*word).load(std::memory_order_seq_cst) < count) return member;
+  return -1;
+}
+
+bool TurnPlayer::slot_is_free() const {
+  return mirrors_ == nullptr || !mirrors_->is_sending(first_ + filled_);
+}
+
 const Slots& TurnPlayer::slots(std::size_t turn) {
   for (std::size_t member = 0; member < blocks_.size(); ++member)
     slots_.of[member] = reinterpret_cast<std::byte*>(blocks_[member]) + layout_.slot(first_ + turn);
@@ -66,6 +94,19 @@ const Slots& TurnPlayer::slots(std::size_t turn) {
 
 void TurnPlayer::raise(Word word, std::size_t turns) {
   (blocks_[index_]->*word).store(first_ + turns, std::memory_order_seq_cst);
+}
+
+// The word goes out with the last stretch, or with whatever is told next.
+void TurnPlayer::tell(Stage stage, std::size_t turn) {
+  if (mirrors_ == nullptr) return;
+  const std::size_t slot = layout_.slot(first_ + turn);
+  for (int node = 0; node < nodes_.count(); ++node) {
+    if (node == nodes_.of(static_cast<int>(index_))) continue;
+    stretches_.clear();
+    movement_->needed(stage, turn, node, stretches_);
+    for (const Stretch& stretch : stretches_)
+      mirrors_->send(node, slot + stretch.offset, stretch.bytes, &stretch == &stretches_.back());
+  }
 }
 
 }  // namespace ringred

@@ -1,16 +1,21 @@
 // How the members of a group move data: in turns through three staging slots of each, without ever blocking.
 //
-// A turn has up to three stages on each member:
+// A turn has up to four stages on each member:
 //   A  copy in: write the own slot. Then raise `copied`.
-//   B  reduce: when all have copied in, combine the own part of all slots into the own slot. Then raise `reduced`.
+//   B1 combine, in groups that span nodes and where the movement does it: when all of the own node have copied in,
+//      reduce the own columns of their slots into the own slot. Then raise `combined`.
+//   B2 reduce: when all have copied in (or, after B1, combined), reduce the own part of all slots into the own slot.
+//      Then raise `reduced`.
 //   C  copy out: when all have reduced (or, where a movement does not reduce, copied in), read all slots. Then raise
 //      `left`.
 // Turns are counted through all movements of a group; turn t uses slot t mod 3. Each word has one writer, is monotone,
 // and is raised seq_cst after the stage's last access.
-//   1. A(t) overwrites what others read in B(t-3) and C(t-3): it waits until all have left turn t-3.
+//   1. A(t) overwrites what others read in B(t-3) and C(t-3): it waits until all have left turn t-3. Members of other
+//      nodes read mirrors of slots (mirrors.h): it also waits until the own slot has been sent to them.
 //   2. B(t) reads what others write in A(t), and writes a part that others write in no stage of turn t and read in C(t)
 //      only: it waits for everybody's A(t). In B(t) a member reads only its own part of the others' slots, and writes
-//      only its own part of its own slot, which nobody else reads in B(t).
+//      only its own part of its own slot, which nobody else reads in B(t). The same holds for B1(t) and the columns of
+//      the own node, and for B2(t) after B1(t): reductions.h says why.
 //   3. C(t) reads what others write in B(t), or in A(t): it waits for that.
 // Every member goes through all turns of all movements, also one that has nothing to give or take, so that all count
 // alike. At most two turns are copied in before the first of them is reduced: what is staged stays in the cache.
@@ -25,10 +30,20 @@
 
 namespace ringred {
 
+class Mirrors;
+class Nodes;
+
+enum class Stage { none, copy_in, combine, reduce, copy_out };
+
 // Every member's slot of one turn, as a movement sees them.
 struct Slots {
   std::vector<std::byte*> of;  // by member
   std::size_t bytes;           // of each
+};
+
+// A stretch of a slot.
+struct Stretch {
+  std::size_t offset, bytes;
 };
 
 // One way to move data, bound to its buffers on this member.
@@ -37,17 +52,21 @@ class Movement {
   virtual ~Movement() = default;
   virtual std::size_t turns() const = 0;  // may grow when turn 0 is copied out, if knows_all() was false
   virtual bool knows_all() const { return true; }
+  virtual bool combines() const { return false; }
   virtual bool reduces() const { return false; }
   virtual void copy_in(std::size_t turn, const Slots& slots) = 0;
+  virtual void combine(std::size_t, const Slots&) {}
   virtual void reduce(std::size_t, const Slots&) {}
   virtual void copy_out(std::size_t turn, const Slots& slots) = 0;
+
+  // What the members of another node need of this member's slot after a stage, appended.
+  virtual void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const = 0;
 };
 
 class TurnPlayer {
  public:
-  TurnPlayer(std::vector<GroupBlock*> blocks, int index, GroupLayout layout);
-
-  enum class Stage { none, copy_in, reduce, copy_out };
+  // Across nodes with mirrors; on one node `mirrors` is null.
+  TurnPlayer(std::vector<GroupBlock*> blocks, int index, GroupLayout layout, const Nodes& nodes, Mirrors* mirrors);
 
   void start(Movement& movement);
 
@@ -68,18 +87,29 @@ class TurnPlayer {
 
   std::size_t limit() const;
   int lacking(Word word, std::uint64_t count) const;
+  int lacking_here(Word word, std::uint64_t count) const;
   bool may_copy_in() const { return filled_ < limit() && filled_ < reduced_ + 2 && filled_ < left_ + 3; }
+  bool slot_is_free() const;
+  bool may_combine() const { return movement_->combines() && combined_ < filled_; }
+  bool may_reduce() const { return reduced_ < (movement_->combines() ? combined_ : filled_); }
+  Word before_reduce() const { return movement_->combines() ? &GroupBlock::combined : &GroupBlock::copied; }
+  Word before_copy_out() const { return movement_->reduces() ? &GroupBlock::reduced : &GroupBlock::copied; }
   std::uint64_t room_needed() const { return first_ + filled_ >= 2 ? first_ + filled_ - 2 : 0; }
   const Slots& slots(std::size_t turn);
   void raise(Word word, std::size_t turns);
+  void tell(Stage stage, std::size_t turn);
 
   const std::vector<GroupBlock*> blocks_;
   const std::size_t index_;
   const GroupLayout layout_;
+  const Nodes& nodes_;
+  Mirrors* const mirrors_;
   Slots slots_;
+  std::vector<Stretch> stretches_;
   Movement* movement_ = nullptr;
-  std::uint64_t first_ = 0;                          // turn of the group that is turn 0 of the movement
-  std::size_t filled_ = 0, reduced_ = 0, left_ = 0;  // turns of the movement that are through with A, B, C here
+  std::uint64_t first_ = 0;  // turn of the group that is turn 0 of the movement
+  // Turns of the movement that are through with A, B1, B2, C here.
+  std::size_t filled_ = 0, combined_ = 0, reduced_ = 0, left_ = 0;
 };
 
 }  // namespace ringred

