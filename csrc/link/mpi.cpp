@@ -89,8 +89,7 @@ class MpiNetwork : public Network {
     if (requests_.empty()) return false;
     const auto count = static_cast<int>(requests_.size());
     int completed = 0;
-    const int error =
-        functions_.testsome(count, requests_.data(), &completed, indices_.data(), statuses_.data());
+    const int error = functions_.testsome(count, requests_.data(), &completed, indices_.data(), statuses_.data());
     // MPI_UNDEFINED, where no request is active, is negative in all implementations.
     if (error != success) fail(error, -1);
     for (int i = 0; i < completed; ++i) end_part(static_cast<std::size_t>(indices_[static_cast<std::size_t>(i)]));
@@ -158,18 +157,18 @@ class MpiNetwork : public Network {
     std::array<char, 1024> text{};  // MPI_MAX_ERROR_STRING is at most this in all implementations
     int length = 0;
     functions_.error_string(error, text.data(), &length);
-    throw Error(ErrorKind::peer_lost, "MPI could not exchange a message with " +
-                                          (peer < 0 ? std::string("a rank of another node")
-                                                    : "rank " + std::to_string(peer)) +
-                                          ": " + text.data());
+    throw Error(ErrorKind::peer_lost,
+                "MPI could not exchange a message with " +
+                    (peer < 0 ? std::string("a rank of another node") : "rank " + std::to_string(peer)) + ": " +
+                    text.data());
   }
 
   const MpiSetup setup_;
   const Functions<Handle> functions_;
   const Handle communicator_, byte_;
-  std::vector<Handle> requests_;     // those that are not over
-  std::vector<Transfer*> owners_;    // and whose they are
-  std::vector<int> indices_;         // room for Testsome, as long as requests_ at least
+  std::vector<Handle> requests_;   // those that are not over
+  std::vector<Transfer*> owners_;  // and whose they are
+  std::vector<int> indices_;       // room for Testsome, as long as requests_ at least
   std::vector<Status> statuses_;
 };
 

@@ -1,8 +1,8 @@
 // The network that an MPI library carries: non-blocking point-to-point of the libmpi that is loaded already.
 //
-// Nothing of MPI is known at compile time. Its functions are found by name at run time, and its handles are passed on as
-// the library gave them: 4-byte numbers in MPICH and its kin, pointers in Open MPI and in the MPI 5 standard's ABI. Both
-// travel in one register, so one shim for each width is all there is; no constant of any implementation is needed.
+// Nothing of MPI is known at compile time. Its functions are found by name at run time, and its handles are passed on
+// as the library gave them: 4-byte numbers in MPICH and its kin, pointers in Open MPI and in the MPI 5 standard's ABI.
+// Both travel in one register, so one shim for each width is all there is; no constant of any implementation is needed.
 #pragma once
 
 #include <cstdint>

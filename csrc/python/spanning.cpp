@@ -86,6 +86,7 @@ class SpanningCommunicator {
     request.kind = kind;
     request.op = op;
     request.root = root;
+    request.call = true;
     request.tag = tag;
     request.name = "call " + std::to_string(calls_ + 1);
     request.tensors = std::move(tensors);
@@ -178,7 +179,8 @@ void bind_spanning(py::module_& module) {
       .def("barrier", &SpanningCommunicator::barrier, py::arg("tag") = "")
       .def("allreduce", &SpanningCommunicator::allreduce, py::arg("input"), py::arg("output"), py::arg("op"),
            py::arg("tag") = "")
-      .def("allreduce_", &SpanningCommunicator::allreduce_in_place, py::arg("array"), py::arg("op"), py::arg("tag") = "")
+      .def("allreduce_", &SpanningCommunicator::allreduce_in_place, py::arg("array"), py::arg("op"),
+           py::arg("tag") = "")
       .def("broadcast_", &SpanningCommunicator::broadcast_in_place, py::arg("array"), py::arg("root_rank"),
            py::arg("tag") = "")
       .def(
@@ -188,9 +190,10 @@ void bind_spanning(py::module_& module) {
           },
           py::arg("array"), py::arg("op"), py::arg("tag") = "")
       .def("allocate", &SpanningCommunicator::allocate, py::arg("bytes"))
-      .def("waited", [](SpanningCommunicator& self) {
-        return std::vector<std::pair<std::uint64_t, double>>(static_cast<std::size_t>(self.size()));
-      })
+      .def("waited",
+           [](SpanningCommunicator& self) {
+             return std::vector<std::pair<std::uint64_t, double>>(static_cast<std::size_t>(self.size()));
+           })
       .def("leave", &SpanningCommunicator::leave, py::arg("reason"))
       .def("abandon", &SpanningCommunicator::abandon);
 

@@ -308,8 +308,8 @@ void Engine::connect_group(std::uint32_t number, std::vector<int> ranks, const s
 }
 
 std::shared_ptr<Group> Engine::make_group(std::uint32_t number, std::vector<int> ranks,
-                                          std::shared_ptr<Arena::Block> memory,
-                                          const std::vector<std::size_t>& offsets, int serial) {
+                                          std::shared_ptr<Arena::Block> memory, const std::vector<std::size_t>& offsets,
+                                          int serial) {
   Group::Setup setup;
   setup.number = number;
   setup.memory = std::move(memory);
@@ -325,7 +325,8 @@ std::shared_ptr<Group> Engine::make_group(std::uint32_t number, std::vector<int>
     if (nodes.of(static_cast<int>(member)) != nodes.of(setup.index)) {
       holder = static_cast<std::size_t>(nodes.keeper(static_cast<int>(member), nodes.of(setup.index)));
       const std::vector<int> kept = nodes.kept_by(static_cast<int>(holder));
-      place = 1 + static_cast<std::size_t>(std::find(kept.begin(), kept.end(), static_cast<int>(member)) - kept.begin());
+      place =
+          1 + static_cast<std::size_t>(std::find(kept.begin(), kept.end(), static_cast<int>(member)) - kept.begin());
     }
     std::byte* base = setup_.bases[static_cast<std::size_t>(ranks[holder])];
     setup.blocks.push_back(reinterpret_cast<GroupBlock*>(base + offsets[holder] + place * distance));
@@ -412,7 +413,8 @@ void Engine::stalls_in(const std::string& call) {
   store_text(mine_.waiting_in, call);
   mine_.waiting_since.store(monotonic_now(), std::memory_order_release);
   // The first rank of this node.
-  RankBlock& reporter = **std::find_if(ranks_.begin(), ranks_.end(), [](const RankBlock* one) { return one != nullptr; });
+  RankBlock& reporter =
+      **std::find_if(ranks_.begin(), ranks_.end(), [](const RankBlock* one) { return one != nullptr; });
   if (reporter.magic.load(std::memory_order_acquire) == 0) {
     if (setup_.report) setup_.report("ringred: " + call + "\n");  // rank 0 has left
     return;

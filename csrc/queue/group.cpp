@@ -63,8 +63,9 @@ Entry& Group::entry(std::uint32_t number) const {
 std::shared_ptr<Operation> Group::submit(Request request) {
   request.check(size());
   if (request.update && nodes_.several())
-    fail_usage("A step that updates all members' parameters in place takes members of one node: this process set spans " +
-               std::to_string(nodes_.count()) + ". Use the optimizer without fused=True.");
+    fail_usage(
+        "A step that updates all members' parameters in place takes members of one node: this process set spans " +
+        std::to_string(nodes_.count()) + ". Use the optimizer without fused=True.");
   check_announcement(request);
   std::shared_ptr<Operation> operation;
   {

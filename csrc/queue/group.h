@@ -87,7 +87,9 @@ class Group {
   bool is_sending() const { return mirrors_ && mirrors_->is_sending(); }
   bool spans_nodes() const { return mirrors_ != nullptr; }
   // Whether the network has something to do for this group: nobody rings for that, who drives has to look.
-  bool polls() const { return mirrors_ && (mirrors_->is_sending() || (!over_ && in_flight_count_.load(std::memory_order_seq_cst) > 0)); }
+  bool polls() const {
+    return mirrors_ && (mirrors_->is_sending() || (!over_ && in_flight_count_.load(std::memory_order_seq_cst) > 0));
+  }
 
   // To be called every 100 ms while busy: fails what can no longer complete.
   void look(std::int64_t now);

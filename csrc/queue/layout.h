@@ -25,9 +25,7 @@ struct GroupLayout {
 
   std::size_t ring() const { return round_up(sizeof(GroupBlock), 64); }
   std::size_t log() const { return round_up(ring() + GroupBlock::most_entries * sizeof(std::uint32_t), page); }
-  std::size_t record_bytes() const {
-    return round_up(LogRecord::most_bytes(size), 64);
-  }
+  std::size_t record_bytes() const { return round_up(LogRecord::most_bytes(size), 64); }
   std::size_t slot(std::uint64_t turn) const {
     return round_up(log() + GroupBlock::log_records * record_bytes(), page) + turn % slots * slot_bytes;
   }

@@ -38,7 +38,7 @@ Mirrors::~Mirrors() {
 
 Mirrors::Words Mirrors::words() const {
   const auto now = [](const auto& word) { return word.load(std::memory_order_relaxed); };
-  return {told_tail_,          told_logged_,     now(mine_.copied), now(mine_.combined),         now(mine_.reduced),
+  return {told_tail_,      told_logged_,        now(mine_.copied), now(mine_.combined),       now(mine_.reduced),
           now(mine_.left), now(mine_.consumed), now(mine_.joined), now(mine_.departure.state)};
 }
 
@@ -109,7 +109,8 @@ void Mirrors::tell_entries() {
     ++told_tail_;
     for (int node = 0; node < nodes_.count(); ++node)
       if (node != nodes_.of(setup_.index))
-        send_note(node, {words(), setup_.layout.entries() + number * sizeof(Entry), sizeof(Entry), What::entry, number});
+        send_note(node,
+                  {words(), setup_.layout.entries() + number * sizeof(Entry), sizeof(Entry), What::entry, number});
   }
 }
 

@@ -172,7 +172,7 @@ std::string Request::describe() const {
     arguments += (arguments.empty() ? "" : ", ") + std::string(key) + "=" + value;
   };
   if (reduces(kind) || (gathers(kind) && op != Op::sum)) add("op", std::string(name_of(op)));
-  if (kind == CallKind::broadcast) add("root", std::to_string(root));
+  if (kind == CallKind::broadcast) add(call ? "root_rank" : "root", std::to_string(root));
   if (prescale != 1) add("prescale_factor", number_text(prescale));
   if (postscale != 1) add("postscale_factor", number_text(postscale));
   if (wire) add("wire", std::string(info(*wire).name));

@@ -65,7 +65,8 @@ struct Request {
   bool norm = false;          // direct: with the sum of squares of the result
   std::shared_ptr<const Update> update;
   std::string name;
-  std::string tag;  // the caller's own name for it, on which the members agree
+  bool call = false;  // synchronous: it reads like a Call, see describe()
+  std::string tag;    // a call's: the caller's own name for it, on which the members agree
   std::vector<Tensor> tensors;
 
   // Throws a usage error where the request makes no sense in a group of `size` ranks.

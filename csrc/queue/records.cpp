@@ -6,9 +6,7 @@
 namespace ringred {
 
 void Records::stage(std::uint32_t group, Stage stage, std::int64_t begin, std::int64_t end) {
-  const char* name = stage == Stage::copy_in  ? "pack"
-                     : stage == Stage::reduce ? "reduce"
-                                                          : "unpack";
+  const char* name = stage == Stage::copy_in ? "pack" : stage == Stage::reduce ? "reduce" : "unpack";
   timeline_.span(track_of(group), name, static_cast<std::uint64_t>(begin), static_cast<std::uint64_t>(end));
 }
 

@@ -19,11 +19,10 @@ NormKernel norm_of(const Batch& batch, const Run& run) {
   return run.measured && !batch.mine.empty() ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
 }
 
-// Whether the sum of sums is the sum: not where an average is divided as an integer.
-bool sums_add_up(const Batch& batch, DType wire) {
+bool may_add_by_node(const Batch& batch, DType wire) {
   const TypeClass type_class = info(wire).type_class;
   const bool integer = type_class == TypeClass::signed_integer || type_class == TypeClass::unsigned_integer;
-  return batch.op != Op::average || !integer;
+  return batch.nodes->several() && (batch.op != Op::average || !integer);
 }
 
 template <class Take>
@@ -47,6 +46,10 @@ double postscale_of(const Batch& batch) {
   return batch.mine.empty() ? 1 : batch.mine.front()->request.postscale;
 }
 
+bool divides_first(const Batch& batch, const Run& run) {
+  return batch.op == Op::average && info(run.wire).type_class == TypeClass::half;
+}
+
 }  // namespace
 
 Reducing::Reducing(const Batch& batch, const Run& run)
@@ -61,10 +64,19 @@ Reducing::Reducing(const Batch& batch, const Run& run)
       plain_(run.dtype == run.wire && prescale_ == 1 && postscale_ == 1),
       to_wire_(scale_kernel(*batch.instruction_set, run.dtype, run.wire)),
       from_wire_(scale_kernel(*batch.instruction_set, run.wire, run.dtype)),
-      kernel_(reduce_kernel(*batch.instruction_set, run.wire, batch.op)),
-      adding_(reduce_kernel(*batch.instruction_set, run.wire, batch.op == Op::average ? Op::sum : batch.op)),
+      by_node_(may_add_by_node(batch, run.wire)),
+      kernel_(
+          reduce_kernel(*batch.instruction_set, run.wire, by_node_ && divides_first(batch, run) ? Op::sum : batch.op)),
+      adding_(reduce_kernel(*batch.instruction_set, run.wire,
+                            batch.op == Op::average && !divides_first(batch, run) ? Op::sum : batch.op)),
       norm_(norm_of(batch, run)),
-      divides_(batch.op == Op::average) {}
+      divides_(batch.op == Op::average),
+      divides_first_(divides_first(batch, run)),
+      here_(batch.nodes->of(batch.index)),
+      givers_of_(static_cast<std::size_t>(batch.nodes->count())),
+      sums_(givers_of_.size()) {
+  for (const int giver : givers_) givers_of_[static_cast<std::size_t>(batch.nodes->of(giver))].push_back(giver);
+}
 
 void Reducing::pack(const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* place) const {
   pieces.visit(begin, end, info(dtype_).size,
@@ -89,55 +101,83 @@ void Reducing::call(std::size_t count, void* output) {
     mine_.front()->squares += norm_(inputs_.data(), inputs, output, count, divisor);
 }
 
-void Reducing::find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset) {
+void Reducing::add(std::size_t count, void* output) {
+  adding_(inputs_.data(), static_cast<int>(inputs_.size()), &output, 1, count, static_cast<std::int64_t>(size_));
+}
+
+void Reducing::find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset, const std::byte* own) {
   inputs_.resize(members.size());
-  for (std::size_t i = 0; i < members.size(); ++i)
-    inputs_[i] = slots.of[static_cast<std::size_t>(members[i])] + offset;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const auto member = static_cast<std::size_t>(members[i]);
+    inputs_[i] = own != nullptr && member == index_ ? own : slots.of[member] + offset;
+  }
 }
 
-std::size_t Reducing::place_of_own(std::span<const int> members) const {
-  return static_cast<std::size_t>(std::find(members.begin(), members.end(), static_cast<int>(index_)) -
-                                  members.begin());
+void Reducing::call_by_node(const Slots& slots, std::size_t offset, const std::byte* own, std::size_t count,
+                            void* output) {
+  std::vector<const void*> sums;
+  for (std::size_t node = 0; node < givers_of_.size(); ++node) {
+    if (givers_of_[node].empty()) continue;
+    find_inputs(slots, givers_of_[node], offset, own);
+    if (inputs_.size() == 1 && !divides_first_) {
+      sums.push_back(inputs_.front());
+      continue;
+    }
+    if (sums_[node].size() < count * wire_bytes_) sums_[node].resize(count * wire_bytes_);
+    add(count, sums_[node].data());
+    sums.push_back(sums_[node].data());
+  }
+  inputs_ = std::move(sums);
+  call(count, output);
 }
 
-void Reducing::finish(const Slots& slots, std::span<const int> members, bool own_arrays, std::size_t offset,
-                      const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* share) {
+// combine(at, own, count, output) makes `count` elements of the result, the first of which is the at-th of all.
+template <class Combine>
+void Reducing::store(const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* share, Combine&& combine) {
   if (gives() && plain_) {
-    const std::size_t own = place_of_own(members);
     pieces.visit(begin, end, wire_bytes_,
                  [&](const std::byte* input, std::byte* output, std::size_t at, std::size_t count) {
-                   find_inputs(slots, members, offset + at * wire_bytes_);
-                   if (own_arrays) inputs_[own] = input;
-                   call(count, output);
+                   combine(at, input, count, output);
                    // By memcpy, not by the kernel: see docs/decisions/0004.
                    if (share != nullptr) std::memcpy(share + at * wire_bytes_, output, count * wire_bytes_);
                  });
     return;
   }
   if (scratch_.size() < (end - begin) * wire_bytes_) scratch_.resize((end - begin) * wire_bytes_);
-  find_inputs(slots, members, offset);
-  call(end - begin, scratch_.data());
+  combine(0, nullptr, end - begin, scratch_.data());
   unpack(pieces, begin, end, scratch_.data());
   if (share != nullptr && end > begin) std::memcpy(share, scratch_.data(), (end - begin) * wire_bytes_);
 }
 
-void Reducing::add_up(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
-                      std::size_t begin, std::size_t end) {
+void Reducing::finish(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end,
+                      std::byte* share) {
+  store(pieces, begin, end, share, [&](std::size_t at, const std::byte* own, std::size_t count, std::byte* output) {
+    if (by_node_) return call_by_node(slots, offset + at * wire_bytes_, own, count, output);
+    find_inputs(slots, givers_, offset + at * wire_bytes_, own);
+    call(count, output);
+  });
+}
+
+void Reducing::finish_sums(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
+                           std::size_t begin, std::size_t end, std::byte* share) {
+  store(pieces, begin, end, share, [&](std::size_t at, const std::byte*, std::size_t count, std::byte* output) {
+    find_inputs(slots, members, offset + at * wire_bytes_, nullptr);
+    call(count, output);
+  });
+}
+
+void Reducing::add_up(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin,
+                      std::size_t end) {
+  const std::vector<int>& members = givers_of(here_);
   if (members.empty() || begin == end) return;
-  void* output = slots.of[index_] + offset;
-  const auto add = [&](std::size_t count) {
-    adding_(inputs_.data(), static_cast<int>(inputs_.size()), &output, 1, count, 1);
-  };
+  std::byte* share = slots.of[index_] + offset;
   if (!gives() || !plain_) {
-    find_inputs(slots, members, offset);
-    return add(end - begin);
+    find_inputs(slots, members, offset, nullptr);
+    return add(end - begin, share);
   }
-  const std::size_t own = place_of_own(members);
   pieces.visit(begin, end, wire_bytes_, [&](const std::byte* input, std::byte*, std::size_t at, std::size_t count) {
-    find_inputs(slots, members, offset + at * wire_bytes_);
-    inputs_[own] = input;
-    output = slots.of[index_] + offset + at * wire_bytes_;
-    add(count);
+    find_inputs(slots, members, offset + at * wire_bytes_, input);
+    add(count, share + at * wire_bytes_);
   });
 }
 
@@ -164,19 +204,13 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
     : Reducing(batch, run),
       nodes_(*batch.nodes),
       columns_(nodes_.columns()),
-      here_(nodes_.of(batch.index)),
-      combines_(nodes_.several() && sums_add_up(batch, run.wire)),
+      combines_(adds_by_node()),
       count_(run.count),
       pieces_(pieces_of(batch, run)) {
   const auto parts = static_cast<std::size_t>(columns_ * nodes_.count());
   const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
   turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, parts, run.wire) * parts), 1);
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
-  for (const int giver : givers_)
-    if (nodes_.of(giver) == here_) givers_here_.push_back(giver);
-  for (int node = 0; node < nodes_.count(); ++node)
-    if (std::any_of(givers_.begin(), givers_.end(), [&](int giver) { return nodes_.of(giver) == node; }))
-      giving_nodes_.push_back(node);
 }
 
 TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int node, int column) const {
@@ -188,7 +222,7 @@ TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int node, int c
 
 // Whether this member is the first to reduce a part, and so need not pack its own.
 bool TwoShotMovement::reads_arrays(int node, int column) const {
-  return plain() && owns(column) && (combines_ || node == here_);
+  return plain() && owns(column) && (combines_ || node == here());
 }
 
 void TwoShotMovement::copy_in(std::size_t turn, const Slots& slots) {
@@ -206,29 +240,30 @@ void TwoShotMovement::combine(std::size_t turn, const Slots& slots) {
     for (int column = 0; column < columns_; ++column) {
       if (!owns(column)) continue;
       const Part part = part_of(turn, node, column);
-      add_up(slots, givers_here_, part.offset, pieces_, part.begin, part.end);
+      add_up(slots, part.offset, pieces_, part.begin, part.end);
     }
 }
 
 void TwoShotMovement::reduce(std::size_t turn, const Slots& slots) {
   for (int column = 0; column < columns_; ++column) {
     if (!owns(column)) continue;
-    const Part part = part_of(turn, here_, column);
+    const Part part = part_of(turn, here(), column);
     std::byte* share = slots.of[index_] + part.offset;
     if (!combines_) {
       finish(slots, part.offset, pieces_, part.begin, part.end, share);
       continue;
     }
     owners_.clear();
-    for (const int node : giving_nodes_) owners_.push_back(nodes_.owner(node, column));
-    finish(slots, owners_, false, part.offset, pieces_, part.begin, part.end, share);
+    for (int node = 0; node < nodes_.count(); ++node)
+      if (!givers_of(node).empty()) owners_.push_back(nodes_.owner(node, column));
+    finish_sums(slots, owners_, part.offset, pieces_, part.begin, part.end, share);
   }
 }
 
 void TwoShotMovement::copy_out(std::size_t turn, const Slots& slots) {
   if (!gives()) return;
   // Every member begins with another one's memory.
-  const int parts = columns_ * nodes_.count(), own = here_ * columns_ + static_cast<int>(index_) % columns_;
+  const int parts = columns_ * nodes_.count(), own = here() * columns_ + static_cast<int>(index_) % columns_;
   for (int step = 1; step <= parts; ++step) {
     const int node = (own + step) % parts / columns_, column = (own + step) % columns_;
     const int owner = nodes_.owner(node, column);
@@ -241,10 +276,10 @@ void TwoShotMovement::copy_out(std::size_t turn, const Slots& slots) {
 void TwoShotMovement::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
   const bool results = stage == Stage::reduce;
   const bool parts = stage == (combines_ ? Stage::combine : Stage::copy_in);
-  if (!results && !(parts && (combines_ ? !givers_here_.empty() : gives()))) return;
+  if (!results && !(parts && (combines_ ? !givers_of(here()).empty() : gives()))) return;
   for (int column = 0; column < columns_; ++column) {
     if ((results || combines_) && !owns(column)) continue;
-    const Stretch stretch = stretch_of(part_of(turn, results ? here_ : node, column));
+    const Stretch stretch = stretch_of(part_of(turn, results ? here() : node, column));
     if (stretch.bytes == 0) continue;
     const bool follows = !stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset;
     if (follows)

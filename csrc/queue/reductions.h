@@ -26,38 +26,50 @@ class Reducing {
   void pack(const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* place) const;
   void unpack(const Pieces& pieces, std::size_t begin, std::size_t end, const std::byte* place) const;
 
-  // Combines [begin, end) of what some members have, found at `offset` of their slots; where `own_arrays`, this
-  // member's own is taken from its arrays. The result goes into its arrays; and, where `share` is not null, there as
-  // well.
-  void finish(const Slots& slots, std::span<const int> members, bool own_arrays, std::size_t offset,
-              const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* share);
-
-  // The same for all givers.
+  // Combines [begin, end) of what all givers have, found at `offset` of their slots; where plain, this member's own is
+  // taken from its arrays. The result goes into its arrays; and, where `share` is not null, there as well.
   void finish(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end,
-              std::byte* share) {
-    finish(slots, givers_, plain_ && gives(), offset, pieces, begin, end, share);
-  }
+              std::byte* share);
 
-  // Combines what some members have, without what comes last (the division of an average), into the own slot.
-  void add_up(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
-              std::size_t begin, std::size_t end);
+  // The same of what the givers of each node have added up, found in the slots of these members.
+  void finish_sums(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
+                   std::size_t begin, std::size_t end, std::byte* share);
+
+  // Combines what the givers of this node have into the own slot.
+  void add_up(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end);
+
+  // Whether the sum is made of the nodes' sums, in the order of the nodes; else it is made in the order of the members.
+  // It is not where an average is divided as an integer: sums of their own width cannot carry it. Half types are summed
+  // in fp32 on each node and rounded, and so once more at the end; of an average each node divides its sum, which might
+  // not fit a half.
+  bool adds_by_node() const { return by_node_; }
+  int here() const { return here_; }
+  const std::vector<int>& givers_of(int node) const { return givers_of_[static_cast<std::size_t>(node)]; }
 
   const std::span<Operation* const> mine_;
   const std::span<const int> givers_;
   const std::size_t index_, size_, wire_bytes_;
 
  private:
-  void find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset);
-  std::size_t place_of_own(std::span<const int> members) const;
+  // Finds what these members have at `offset` of their slots; this member's own at `own`, if that is not null.
+  void find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset, const std::byte* own);
+  void add(std::size_t count, void* output);
   void call(std::size_t count, void* output);
+  void call_by_node(const Slots& slots, std::size_t offset, const std::byte* own, std::size_t count, void* output);
+  template <class Combine>
+  void store(const Pieces& pieces, std::size_t begin, std::size_t end, std::byte* share, Combine&& combine);
 
   const DType dtype_;
   const double prescale_, postscale_;
   const bool plain_;
   const ScaleKernel to_wire_, from_wire_;
+  const bool by_node_;
   const ReduceKernel kernel_, adding_;
   const NormKernel norm_;  // null: not asked for
-  const bool divides_;
+  const bool divides_, divides_first_;
+  const int here_;                            // the own node
+  std::vector<std::vector<int>> givers_of_;   // by node
+  std::vector<std::vector<std::byte>> sums_;  // by node
   std::vector<const void*> inputs_;
   std::vector<std::byte> scratch_;
 };
@@ -87,8 +99,7 @@ class OneShotMovement : public Movement, Reducing {
 // before B2; of these, members of other nodes read, in mirrors, the parts of their own node, and the result is written
 // into a part of this node: so B2 overwrites nothing that is on its way.
 //
-// Averages of integers are divided once, at the end, which sums of their own width cannot carry: there every owner is
-// sent what all members have.
+// Where sums are not made by node, every owner is sent what all members have.
 class TwoShotMovement : public Movement, Reducing {
  public:
   TwoShotMovement(const Batch& batch, const Run& run);
@@ -111,12 +122,11 @@ class TwoShotMovement : public Movement, Reducing {
   bool reads_arrays(int node, int column) const;
 
   const Nodes& nodes_;
-  const int columns_, here_;  // here: the own node
+  const int columns_;
   const bool combines_;
   const std::size_t count_;
   std::size_t turns_, part_elements_;
   Pieces pieces_;
-  std::vector<int> givers_here_, giving_nodes_;
   std::vector<int> owners_;  // of a column, on nodes that give
 };
 

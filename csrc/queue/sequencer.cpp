@@ -228,12 +228,14 @@ std::string Sequencer::mismatch_text(std::uint32_t name) const {
     if (submitters[entry.description].empty()) order.emplace_back(entry.description);
     submitters[entry.description].push_back(rank_of(member));
   }
-  std::string text = "All ranks must submit the same operation under one name, and for '" +
-                     std::string(any_entry(name).name) + "' they differ:";
+  const bool calls = blocks_.front()->group == RankBlock::callers_group;
+  std::string text = calls ? std::string("All ranks must make the same call:")
+                           : "All ranks must submit the same operation under one name, and for '" +
+                                 std::string(any_entry(name).name) + "' they differ:";
   for (const std::string& description : order)
-    text +=
-        (description == order.front() ? " " : "; ") + list_ranks(submitters[description]) + " submitted " + description;
-  return text + ". Nothing was changed, and the next operation works.";
+    text += (description == order.front() ? " " : "; ") + list_ranks(submitters[description]) +
+            (calls ? " called " : " submitted ") + description;
+  return text + ". Nothing was changed, and the next " + (calls ? "call" : "operation") + " works.";
 }
 
 // A rank that has joined has zeros for an allreduce and comes to every barrier; for the rest it has to have said so.

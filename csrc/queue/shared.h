@@ -134,8 +134,8 @@ struct LogRecord {
   std::int32_t last_joined;  // of type joined: the group rank that joined last
   std::uint32_t runs;        // of a batch: what is reduced, all operations together, for joined ranks
   Run run[Entry::most_runs];
-  // Followed by operations x group size numbers: the operation's entry on each member, or no_number. Of a failure, which
-  // is one operation's, its text comes after them.
+  // Followed by operations x group size numbers: the operation's entry on each member, or no_number. Of a failure,
+  // which is one operation's, its text comes after them.
   std::uint32_t* numbers() { return reinterpret_cast<std::uint32_t*>(this + 1); }
   const std::uint32_t* numbers() const { return reinterpret_cast<const std::uint32_t*>(this + 1); }
   char* text(std::size_t members) { return reinterpret_cast<char*>(numbers() + members); }

@@ -39,7 +39,8 @@ void StallWatch::look(std::int64_t now, const std::vector<std::shared_ptr<Group>
 
 // The first rank of the node reports, for all of it, as long as it is there.
 void StallWatch::wish_for_report(std::int64_t now) {
-  RankBlock& reporter = **std::find_if(setup_.ranks.begin(), setup_.ranks.end(), [](auto* one) { return one != nullptr; });
+  RankBlock& reporter =
+      **std::find_if(setup_.ranks.begin(), setup_.ranks.end(), [](auto* one) { return one != nullptr; });
   if (reporter.magic.load(std::memory_order_acquire) != RankBlock::magic_value) return start_report(now);
   reporter.reports.fetch_add(1, std::memory_order_seq_cst);
   ring(reporter.bell);
@@ -51,7 +52,7 @@ void StallWatch::wish_for_report(std::int64_t now) {
 void StallWatch::fail_confused_names(const std::vector<std::shared_ptr<Group>>& groups) {
   const auto has_several = [](const RankBlock* rank) {
     return rank != nullptr && std::any_of(rank->groups + 1, rank->groups + RankBlock::most_groups,
-                       [](const auto& group) { return group.load(std::memory_order_relaxed) != 0; });
+                                          [](const auto& group) { return group.load(std::memory_order_relaxed) != 0; });
   };
   if (std::none_of(setup_.ranks.begin(), setup_.ranks.end(), has_several)) return;
   const std::vector<PendingOperation> all = pending(setup_.scene);
@@ -86,10 +87,9 @@ void StallWatch::start_report(std::int64_t now) {
 }
 
 void StallWatch::finish_report(std::int64_t now) {
-  const bool all = std::equal(setup_.ranks.begin(), setup_.ranks.end(), requests_.begin(),
-                              [](const RankBlock* rank, std::uint32_t number) {
-                                return rank == nullptr || answered(*rank, number);
-                              });
+  const bool all = std::equal(
+      setup_.ranks.begin(), setup_.ranks.end(), requests_.begin(),
+      [](const RankBlock* rank, std::uint32_t number) { return rank == nullptr || answered(*rank, number); });
   if (!all && now < deadline_) return;
   deadline_ = 0;
   if (setup_.report) setup_.report(autopsy(setup_.scene, {.requests = requests_}));

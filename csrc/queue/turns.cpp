@@ -57,7 +57,8 @@ Stage TurnPlayer::step() {
 TurnPlayer::Awaited TurnPlayer::awaits() const {
   if (may_copy_in()) {
     const int member = lacking(&GroupBlock::left, room_needed());
-    return member < 0 && !slot_is_free() ? Awaited{static_cast<int>(index_), left_raised} : Awaited{member, left_raised};
+    return member < 0 && !slot_is_free() ? Awaited{static_cast<int>(index_), left_raised}
+                                         : Awaited{member, left_raised};
   }
   if (may_combine()) return {lacking_here(&GroupBlock::copied, first_ + combined_ + 1), copied_raised};
   if (may_reduce())

@@ -18,8 +18,8 @@ namespace ringred::check {
 
 struct NoHooks : WaitHooks {};
 
-// The node of each rank, as RINGRED_TEST_NODES says: "0 0 1" puts ranks 0 and 1 on one node, rank 2 on another, and goes
-// on with its last number for further ranks. Not set: all share one.
+// The node of each rank, as RINGRED_TEST_NODES says: "0 0 1" puts ranks 0 and 1 on one node, rank 2 on another, and
+// goes on with its last number for further ranks. Not set: all share one.
 inline std::vector<int> nodes_of_test(int size) {
   const char* text = std::getenv("RINGRED_TEST_NODES");
   if (text == nullptr || size == 1) return {};
@@ -42,7 +42,8 @@ class Engines {
   Engines(int size, Settings settings, std::vector<int> lifelines = {})
       : Engines(size, std::move(settings), std::move(lifelines), nodes_of_test(size)) {}
   Engines(int size, Settings settings, std::vector<int> lifelines, const std::vector<int>& nodes) {
-    settings.arena_bytes = (nodes.empty() ? std::size_t{256} : std::size_t{1024}) << 20;  // addresses for the tables of several groups
+    settings.arena_bytes = (nodes.empty() ? std::size_t{256} : std::size_t{1024})
+                           << 20;  // addresses for the tables of several groups
     std::vector<Engine::Setup> setups(static_cast<std::size_t>(size));
     std::vector<std::byte*> bases;
     std::vector<std::size_t> ranks, worlds, lengths;

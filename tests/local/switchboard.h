@@ -1,5 +1,5 @@
-// A network between ranks that are threads of one process, as slow and as lazy as its contract allows: a message is read
-// from its sender's memory some polls after it was begun, so that memory that is used again too early shows.
+// A network between ranks that are threads of one process, as slow and as lazy as its contract allows: a message is
+// read from its sender's memory some polls after it was begun, so that memory that is used again too early shows.
 #pragma once
 
 #include <cstring>

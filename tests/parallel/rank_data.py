@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import ringred as rr
+from ringred import world
 
 Array = Any
 
@@ -43,6 +44,11 @@ def values(dtype: str, shape: tuple[int, ...], rank: int, seed: int = 0) -> Arra
 
 def everybodys(dtype: str, shape: tuple[int, ...], seed: int = 0, ranks: list[int] | None = None) -> list[Array]:
     return [values(dtype, shape, rank, seed) for rank in (range(rr.size()) if ranks is None else ranks)]
+
+
+def nodes_of_ranks() -> list[int]:
+    """The node of every rank."""
+    return list(world._known().nodes)
 
 
 def combined(inputs: list[Array], op: rr.Op) -> Array:
