@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <vector>
 
+#include "csrc/base/differences.h"
 #include "csrc/base/round.h"
 #include "csrc/base/text.h"
 #include "csrc/leaf/broadcast.h"
@@ -222,17 +222,10 @@ void Communicator::raise_mismatch(const Call& call) {
 }
 
 std::string Communicator::mismatch_text() const {
-  std::map<std::string, std::vector<int>> callers;
-  std::vector<std::string> order;
-  for (int peer = 0; peer < size(); ++peer) {
-    const std::string description = team_.block(peer).description;
-    if (callers[description].empty()) order.push_back(description);
-    callers[description].push_back(peer);
-  }
-  std::string text = "All ranks must make the same call:";
-  for (const std::string& description : order)
-    text += (description == order.front() ? " " : "; ") + list_ranks(callers[description]) + " called " + description;
-  return text + ". Nothing was changed, and the next call works.";
+  Differences differences;
+  for (int peer = 0; peer < size(); ++peer) differences.add(peer, team_.block(peer).description);
+  return "All ranks must make the same call: " + differences.text("called") +
+         ". Nothing was changed, and the next call works.";
 }
 
 std::string Communicator::sentence_of(const Call& call) const {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <numeric>
 
 #include "csrc/base/text.h"
 #include "csrc/memory/limits.h"
@@ -53,7 +54,8 @@ Group::Group(Setup setup)
                                                         setup_.blocks, setup_.memory.get(), layout_},
                                          nodes_);
   player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
-  if (is_sequencer()) sequencer_ = std::make_unique<Sequencer>(setup_.blocks, layout_, setup_.settings->fusion_bytes);
+  if (is_sequencer() && !in_step())
+    sequencer_ = std::make_unique<Sequencer>(setup_.blocks, layout_, setup_.settings->fusion_bytes);
 }
 
 Entry& Group::entry(std::uint32_t number) const {
@@ -79,7 +81,7 @@ std::shared_ptr<Operation> Group::submit(Request request) {
     if (unnamed) ++unnamed_;
     publish(operation);
   }
-  if (!is_sequencer()) wake(0, tail_raised);
+  if (!is_sequencer() && !in_step()) wake(0, tail_raised);
   return operation;
 }
 
@@ -171,6 +173,11 @@ bool Group::advance() {
     wake_others(logged_raised);
     moved = true;
   }
+  if (in_step()) {
+    moved |= playing_ ? play() : open_next();
+    if (mirrors_) moved |= mirrors_->tell_words();
+    return moved || note_awaits();
+  }
   if (mirrors_) moved |= mirrors_->tell();  // records before anything that follows from them
   moved |= playing_ ? play() : begin_next();
   if (mirrors_) moved |= mirrors_->tell();
@@ -210,7 +217,9 @@ bool Group::note_awaits() {
     std::uint32_t bits = sequencer_ && sequencer_->is_held_up() ? consumed_raised : 0u;
     bool came = false;
     if (in_flight_count_.load(std::memory_order_seq_cst) > 0) {
-      const TurnPlayer::Awaited awaited = playing_ ? player_->awaits() : TurnPlayer::Awaited{0, logged_raised};
+      const TurnPlayer::Awaited awaited = playing_    ? player_->awaits()
+                                          : in_step() ? TurnPlayer::Awaited{-1, tail_raised}
+                                                      : TurnPlayer::Awaited{0, logged_raised};
       bits |= awaited.event | (sequencer_ ? tail_raised : 0u);
       came = awaited.member < 0;
     }
@@ -252,6 +261,58 @@ bool Group::begin_next() {
   return true;
 }
 
+bool Group::open_next() {
+  if (mine_.tail.load(std::memory_order_relaxed) <= calls_) return false;
+  const std::uint32_t number_of_name = layout_.ring_of(mine_)[calls_ % GroupBlock::most_entries];
+  mine_in_batch_ = {in_flight(number_of_name)};
+  Operation& operation = *mine_in_batch_.front();
+  operation.started = operation.agreed = monotonic_now();
+  mine_as_pointers_ = {&operation};
+  givers_.resize(static_cast<std::size_t>(size()));
+  std::iota(givers_.begin(), givers_.end(), 0);
+  const Entry& mine = entry(number_of_name);
+  runs_.assign(mine.run, mine.run + mine.runs);
+  opening_ = std::make_unique<Opening>(batch_of(mine.kind, mine.op), setup_.blocks, layout_, calls_);
+  if (mirrors_) mirrors_->add_entry();
+  movements_.clear();
+  movement_ = 0;
+  playing_ = true;
+  player_->start(*opening_);
+  return true;
+}
+
+void Group::end_opening() {
+  const std::unique_ptr<Opening> opening = std::move(opening_);
+  const std::shared_ptr<Operation> operation = mine_in_batch_.front();
+  if (mirrors_) mirrors_->finish(calls_);
+  ++calls_;
+  if (opening->problem().empty() && !opening->was_all()) {
+    movements_ = movements_of(batch_of(operation->request.kind, operation->request.op));
+    return play_next();
+  }
+  playing_ = false;
+  mine_in_batch_.clear();
+  mine_as_pointers_.clear();
+  complete(operation, opening->problem().empty() ? operation->problem
+                                                 : std::optional(Error(ErrorKind::mismatch, opening->problem())));
+}
+
+// What the movements of the operations in mine_as_pointers_ need to know.
+Batch Group::batch_of(CallKind kind, Op op) const {
+  return {kind,
+          op,
+          runs_,
+          givers_,
+          mine_as_pointers_,
+          setup_.index,
+          size(),
+          setup_.bases,
+          setup_.settings->one_shot_bytes,
+          layout_.slot_bytes,
+          setup_.instruction_set,
+          &nodes_};
+}
+
 // Members that joined early have counted fewer unnamed operations than the others: all begin anew.
 void Group::end_join() {
   mine_.joined.store(0, std::memory_order_relaxed);
@@ -277,9 +338,7 @@ void Group::begin_batch(const LogRecord& record) {
     mine_in_batch_.back()->started = now;
     mine_as_pointers_.push_back(mine_in_batch_.back().get());
   }
-  movements_ =
-      movements_of({record.kind, record.op, runs_, givers_, mine_as_pointers_, setup_.index, size(), setup_.bases,
-                    setup_.settings->one_shot_bytes, layout_.slot_bytes, setup_.instruction_set, &nodes_});
+  movements_ = movements_of(batch_of(record.kind, record.op));
   movement_ = 0;
   playing_ = true;
   play_next();
@@ -287,6 +346,7 @@ void Group::begin_batch(const LogRecord& record) {
 
 // The next movement of the batch; after the last one the batch is over.
 void Group::play_next() {
+  if (opening_) return end_opening();
   while (movement_ < movements_.size()) {
     player_->start(*movements_[movement_++]);
     if (!player_->done()) return;
@@ -297,7 +357,7 @@ void Group::play_next() {
   const auto finished = std::exchange(mine_in_batch_, {});
   mine_as_pointers_.clear();
   movements_.clear();
-  finish_record();
+  if (!in_step()) finish_record();
   for (const auto& operation : finished) complete(operation, operation->problem);
 }
 

@@ -16,6 +16,7 @@
 #include "csrc/memory/arena.h"
 #include "csrc/queue/mirrors.h"
 #include "csrc/queue/movements.h"
+#include "csrc/queue/opening.h"
 #include "csrc/queue/operation.h"
 #include "csrc/queue/sequencer.h"
 #include "csrc/queue/turns.h"
@@ -70,6 +71,8 @@ class Group {
   Arena::Block& memory() const { return *setup_.memory; }
   const GroupBlock& sequencer_block() const { return *setup_.blocks.front(); }
   bool is_sequencer() const { return setup_.index == 0; }
+  // All members submit the same operations in the same order, one at a time: see opening.h.
+  bool in_step() const { return setup_.number == RankBlock::callers_group; }
   std::uint32_t names_used() const { return mine_.entries.load(std::memory_order_acquire); }
 
   // Any thread. Rings the sequencer, if that is another rank.
@@ -118,7 +121,10 @@ class Group {
   void publish(const std::shared_ptr<Operation>& operation);
   const LogRecord* next_record() const;
   bool begin_next();
+  bool open_next();
+  void end_opening();
   void begin_batch(const LogRecord& record);
+  Batch batch_of(CallKind kind, Op op) const;
   bool play();
   void play_next();
   void end_join();
@@ -155,6 +161,8 @@ class Group {
   std::uint32_t awaits_ = 0;
   std::optional<TurnPlayer> player_;  // always there, once the mirrors are
   bool playing_ = false;
+  std::uint64_t calls_ = 0;  // in step: how many are over
+  std::unique_ptr<Opening> opening_;
   std::vector<int> givers_;
   std::vector<Run> runs_;
   std::vector<std::shared_ptr<Operation>> mine_in_batch_;

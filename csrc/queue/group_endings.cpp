@@ -37,6 +37,7 @@ void Group::close(const Error& error, const std::string& reason) {
   mine_in_batch_.clear();
   mine_as_pointers_.clear();
   movements_.clear();
+  opening_.reset();
   for (const auto& operation : failing)
     complete(operation, Error(error.kind(), "'" + operation->request.name + "', " + operation->request.describe() +
                                                 ", cannot be completed: " + error.what()));
@@ -93,7 +94,9 @@ void Group::look_at_deadline(std::int64_t now) {
       if (operation && static_cast<double>(now - operation->submitted) > limit * 1e9) late = operation;
   }
   if (!late) return;
-  const std::string reason = "'" + late->request.name + "' has been waiting for " + missing(*late) +
+  const std::string what = in_step() ? "call " + std::to_string(calls_ + 1) + ", " + late->request.describe() + ","
+                                     : "'" + late->request.name + "'";
+  const std::string reason = what + " has been waiting for " + missing(*late) +
                              " for more than RINGRED_TIMEOUT_SECONDS=" + seconds_text(limit);
   // A member whose own deadline came a moment earlier has given its operation up by now and looks as if it had never
   // submitted it. It has said before why it left: then that is the reason here, too.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "csrc/base/error.h"
 #include "csrc/base/futex.h"
@@ -14,6 +15,7 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
       nodes_(nodes),
       mine_(*block(setup_.index)),
       told_(static_cast<std::size_t>(nodes.count())),
+      due_entry_(static_cast<std::size_t>(nodes.count()), LogRecord::no_number),
       committed_(setup_.blocks.size()) {
   for (const int member : nodes_.kept_by(setup_.index)) {
     GroupBlock& mirror = *block(member);
@@ -24,7 +26,7 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
     std::copy(mine_.ranks, mine_.ranks + mine_.size, mirror.ranks);
     kept_.push_back(std::make_unique<Incoming>());
     kept_.back()->member = member;
-    kept_.back()->bytes.resize(sizeof(Note) + inline_bytes);
+    kept_.back()->bytes.resize(sizeof(Note) + sizeof(Entry) + inline_bytes);
     await_note(*kept_.back());
   }
 }
@@ -43,26 +45,34 @@ Mirrors::Words Mirrors::words() const {
 }
 
 void Mirrors::send(int node, std::size_t offset, std::size_t bytes, bool last) {
-  send_note(node, {last ? words() : told_[static_cast<std::size_t>(node)], offset, bytes, What::stretch, 0});
+  send_note(node, offset, bytes, last ? words() : told_[static_cast<std::size_t>(node)]);
 }
 
-void Mirrors::send_note(int node, Note note) {
+void Mirrors::send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record) {
   if (spare_.empty()) spare_.push_back(std::make_unique<Outgoing>());
-  auto outgoing = std::move(spare_.back());
+  sending_.push_back(std::move(spare_.back()));
   spare_.pop_back();
+  Outgoing& outgoing = *sending_.back();
+  const auto place = static_cast<std::size_t>(node);
+  const Note note{words, offset, bytes, std::exchange(due_entry_[place], LogRecord::no_number), is_record ? 1u : 0u};
+  const std::byte* data = bytes_of(setup_.index) + offset;
+  const bool whole = bytes <= inline_bytes;
+  const bool enters = note.entry != LogRecord::no_number;
+  outgoing.bytes.resize(sizeof note + (enters ? sizeof(Entry) : 0) + (whole ? bytes : 0));
+  std::byte* end = outgoing.bytes.data();
+  std::memcpy(end, &note, sizeof note);
+  end += sizeof note;
+  if (enters) {
+    std::memcpy(end, static_cast<const void*>(&setup_.layout.entries_of(mine_)[note.entry]), sizeof(Entry));
+    end += sizeof(Entry);
+  }
+  if (whole && bytes > 0) std::memcpy(end, data, bytes);
+  outgoing.slot = whole ? -1 : slot_of(offset);
+  if (outgoing.slot >= 0) ++slots_sending_[static_cast<std::size_t>(outgoing.slot)];
+  told_[place] = words;
   const int rank = setup_.ranks[static_cast<std::size_t>(nodes_.keeper(setup_.index, node))];
-  const std::byte* data = bytes_of(setup_.index) + note.offset;
-  const bool whole = note.bytes <= inline_bytes;
-  outgoing->bytes.resize(sizeof note + (whole ? note.bytes : 0));
-  std::memcpy(outgoing->bytes.data(), &note, sizeof note);
-  if (whole) std::memcpy(outgoing->bytes.data() + sizeof note, data, note.bytes);
-  outgoing->slot = whole ? -1 : slot_of(note.offset);
-  told_[static_cast<std::size_t>(node)] = note.words;
-  Outgoing& kept = *outgoing;
-  sending_.push_back(std::move(outgoing));
-  if (kept.slot >= 0) ++slots_sending_[static_cast<std::size_t>(kept.slot)];
-  setup_.network->send(kept.head, rank, setup_.tag, kept.bytes.data(), kept.bytes.size());
-  if (!whole) setup_.network->send(kept.body, rank, setup_.tag, data, note.bytes);
+  setup_.network->send(outgoing.head, rank, setup_.tag, outgoing.bytes.data(), outgoing.bytes.size());
+  if (!whole) setup_.network->send(outgoing.body, rank, setup_.tag, data, bytes);
 }
 
 int Mirrors::slot_of(std::size_t offset) const {
@@ -86,32 +96,49 @@ void Mirrors::recycle() {
   }
 }
 
+// What only says that this member has finished something may wait for the next note, as long as nobody can be held up:
+// with nothing under way here, the others need to know of all but the last two turns (three share a slot), and of all
+// but some records (GroupBlock::log_records).
+bool Mirrors::is_due(const Words& now, const Words& told) const {
+  constexpr std::uint64_t late_turns = 2, late_records = 4;
+  Words early = now;
+  early.left = told.left;
+  early.consumed = told.consumed;
+  if (early != told) return true;
+  const std::uint64_t turns = now.left == now.copied ? late_turns : 0;
+  return now.left - told.left > turns || now.consumed - told.consumed > late_records;
+}
+
 bool Mirrors::tell() {
   if (over_) return false;
-  tell_entries();
+  // Each with a note of its own: a note has room for one.
+  while (told_tail_ < mine_.tail.load(std::memory_order_acquire)) {
+    add_entry();
+    for (int node = 0; node < nodes_.count(); ++node)
+      if (node != nodes_.of(setup_.index)) send_note(node, 0, 0, words());
+  }
+  return tell_words();
+}
+
+bool Mirrors::tell_words() {
+  if (over_) return false;
   tell_records();
   bool told = false;
+  const Words now = words();
   for (int node = 0; node < nodes_.count(); ++node) {
-    if (node == nodes_.of(setup_.index)) continue;
-    const Words now = words();
-    if (now == told_[static_cast<std::size_t>(node)]) continue;
-    send_note(node, {now, 0, 0, What::words, 0});
+    const auto place = static_cast<std::size_t>(node);
+    const bool due = due_entry_[place] != LogRecord::no_number || is_due(now, told_[place]);
+    if (node == nodes_.of(setup_.index) || !due) continue;
+    send_note(node, 0, 0, now);
     told = true;
   }
   return told;
 }
 
 // An entry is written again only after its operation is over, hence after this.
-void Mirrors::tell_entries() {
-  const std::uint64_t tail = mine_.tail.load(std::memory_order_acquire);
-  while (told_tail_ < tail) {
-    const std::uint32_t number = setup_.layout.ring_of(mine_)[told_tail_ % GroupBlock::most_entries];
-    ++told_tail_;
-    for (int node = 0; node < nodes_.count(); ++node)
-      if (node != nodes_.of(setup_.index))
-        send_note(node,
-                  {words(), setup_.layout.entries() + number * sizeof(Entry), sizeof(Entry), What::entry, number});
-  }
+void Mirrors::add_entry() {
+  const std::uint32_t number = setup_.layout.ring_of(mine_)[told_tail_++ % GroupBlock::most_entries];
+  std::fill(due_entry_.begin(), due_entry_.end(), number);
 }
 
 void Mirrors::tell_records() {
@@ -122,19 +149,17 @@ void Mirrors::tell_records() {
     ++told_logged_;
     for (int node = 0; node < nodes_.count(); ++node)
       if (node != nodes_.of(setup_.index))
-        send_note(node, {words(), offset, record->used_bytes(setup_.ranks.size()), What::record, 0});
+        send_note(node, offset, record->used_bytes(setup_.ranks.size()), words(), true);
   }
 }
 
 void Mirrors::depart() {
   if (over_) return;
   try {
-    tell_entries();
-    tell_records();
-    const auto place = reinterpret_cast<std::byte*>(mine_.departure.reason) - bytes_of(setup_.index);
+    const auto place =
+        static_cast<std::size_t>(reinterpret_cast<std::byte*>(mine_.departure.reason) - bytes_of(setup_.index));
     for (int node = 0; node < nodes_.count(); ++node)
-      if (node != nodes_.of(setup_.index))
-        send_note(node, {words(), static_cast<std::size_t>(place), sizeof mine_.departure.reason, What::stretch, 0});
+      if (node != nodes_.of(setup_.index)) send_note(node, place, sizeof mine_.departure.reason, words());
   } catch (const Error&) {  // the network is why it leaves
   }
   over_ = true;
@@ -159,66 +184,73 @@ bool Mirrors::take(std::uint32_t& events) {
 bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
   Note note;
   std::memcpy(&note, incoming.bytes.data(), sizeof note);
-  if (note.offset > setup_.layout.end() || note.bytes > setup_.layout.end() - note.offset)
+  if (note.offset > setup_.layout.end() || note.bytes > setup_.layout.end() - note.offset ||
+      (note.entry != LogRecord::no_number && note.entry >= GroupBlock::most_entries))
     throw Error(ErrorKind::system, "A note of rank " +
                                        std::to_string(setup_.ranks[static_cast<std::size_t>(incoming.member)]) +
                                        " does not fit its mirror: the nodes run different versions of ringred.");
-  if (!incoming.body) commit(incoming.member, note);
-  if (!incoming.body && note.bytes > inline_bytes) {
-    incoming.body = true;
-    setup_.network->receive(incoming.transfer, setup_.ranks[static_cast<std::size_t>(incoming.member)], setup_.tag,
-                            bytes_of(incoming.member) + note.offset, note.bytes);
-    return true;
+  std::byte* place = bytes_of(incoming.member) + note.offset;
+  if (!incoming.body) {
+    const std::byte* bytes = incoming.bytes.data() + sizeof note;
+    if (note.entry != LogRecord::no_number) {
+      store_entry(incoming.member, note, bytes);
+      bytes += sizeof(Entry);
+    }
+    if (note.bytes > inline_bytes) {
+      incoming.body = true;
+      setup_.network->receive(incoming.transfer, setup_.ranks[static_cast<std::size_t>(incoming.member)], setup_.tag,
+                              place, note.bytes);
+      return true;
+    }
+    if (note.bytes > 0) std::memcpy(place, bytes, note.bytes);
   }
-  const std::byte* bytes = incoming.bytes.data() + sizeof note;
-  if (note.what == What::entry)
-    store_entry(*block(incoming.member), note, bytes);
-  else if (!incoming.body)
-    std::memcpy(bytes_of(incoming.member) + note.offset, bytes, note.bytes);
-  store(incoming, note, events);
+  // Clocks of different machines have nothing in common: times are those at which things became known here.
+  if (note.is_record != 0) reinterpret_cast<LogRecord*>(place)->logged = monotonic_now();
+  events |= store_words(*block(incoming.member), note.words);
   await_note(incoming);
   return true;
 }
 
-// Clocks of different machines have nothing in common: times are those at which things became known here.
-void Mirrors::store(Incoming& incoming, const Note& note, std::uint32_t& events) {
-  GroupBlock& mirror = *block(incoming.member);
-  if (note.what == What::record)
-    reinterpret_cast<LogRecord*>(bytes_of(incoming.member) + note.offset)->logged = monotonic_now();
-  events |= store_words(mirror, note.words);
-}
-
 // How many are over is counted here: what the owner says of it may be older or newer than this node's own part.
-void Mirrors::store_entry(GroupBlock& mirror, const Note& note, const std::byte* bytes) {
+void Mirrors::store_entry(int member, const Note& note, const std::byte* bytes) {
+  commit(member, note.entry);
   constexpr std::size_t plain = offsetof(Entry, hash);
-  Entry& entry = setup_.layout.entries_of(mirror)[note.number];
+  GroupBlock& mirror = *block(member);
+  Entry& entry = setup_.layout.entries_of(mirror)[note.entry];
   std::memcpy(reinterpret_cast<std::byte*>(&entry) + plain, bytes + plain, sizeof entry - plain);
   entry.submitted = monotonic_now();
   std::uint64_t submissions = 0;
   std::memcpy(&submissions, bytes + offsetof(Entry, submissions), sizeof submissions);
   entry.submissions.store(submissions, std::memory_order_release);
-  setup_.layout.ring_of(mirror)[(note.words.tail - 1) % GroupBlock::most_entries] = note.number;
-  if (mirror.entries.load(std::memory_order_relaxed) <= note.number)
-    mirror.entries.store(note.number + 1, std::memory_order_release);
+  setup_.layout.ring_of(mirror)[(note.words.tail - 1) % GroupBlock::most_entries] = note.entry;
+  if (mirror.entries.load(std::memory_order_relaxed) <= note.entry)
+    mirror.entries.store(note.entry + 1, std::memory_order_release);
 }
 
 void Mirrors::finish(const LogRecord& record) {
   const std::size_t members = setup_.blocks.size();
   for (const auto& incoming : kept_)
-    for (std::uint32_t operation = 0; operation < record.operations; ++operation) {
-      const std::uint32_t number = record.numbers()[operation * members + static_cast<std::size_t>(incoming->member)];
-      if (number == LogRecord::no_number) continue;
-      auto& completed = setup_.layout.entries_of(*block(incoming->member))[number].completed;
-      completed.store(completed.load(std::memory_order_relaxed) + 1, std::memory_order_release);
-    }
+    for (std::uint32_t operation = 0; operation < record.operations; ++operation)
+      note_finished(*incoming, record.numbers()[operation * members + static_cast<std::size_t>(incoming->member)]);
+}
+
+void Mirrors::finish(std::uint64_t position) {
+  for (const auto& incoming : kept_)
+    note_finished(*incoming, setup_.layout.ring_of(*block(incoming->member))[position % GroupBlock::most_entries]);
+}
+
+void Mirrors::note_finished(const Incoming& incoming, std::uint32_t number) {
+  if (number == LogRecord::no_number) return;
+  auto& completed = setup_.layout.entries_of(*block(incoming.member))[number].completed;
+  completed.store(completed.load(std::memory_order_relaxed) + 1, std::memory_order_release);
 }
 
 // The pages of the table of names exist as far as names have come, as those of its owner do.
-void Mirrors::commit(int member, const Note& note) {
+void Mirrors::commit(int member, std::uint32_t entry) {
   std::size_t& committed = committed_[static_cast<std::size_t>(member)];
-  const std::size_t begin = setup_.layout.entries();
-  if (note.what != What::entry || note.offset + note.bytes <= begin + committed) return;
-  const std::size_t more = round_up(note.offset + note.bytes - begin - committed, std::size_t{256} << 10);
+  const std::size_t needed = (entry + std::size_t{1}) * sizeof(Entry), begin = setup_.layout.entries();
+  if (needed <= committed) return;
+  const std::size_t more = round_up(needed - committed, std::size_t{256} << 10);
   const std::size_t bytes = std::min(more, setup_.layout.end() - begin - committed);
   const auto mirror = static_cast<std::size_t>(bytes_of(member) - setup_.memory->data());
   setup_.memory->commit(mirror + begin + committed, bytes);

@@ -4,10 +4,11 @@
 // there (Nodes::keeper). Whoever shares a node with the keeper reads the mirror as it reads its neighbours' blocks, so
 // all that is said in shared.h and turns.h holds across nodes, too. Every word has one writer, hence mirrors need no
 // agreement, only order:
-//   1. What a member has written for others goes out as notes, one stream to each keeper: a stretch of its block, and
-//      the words as they stood when that stretch and all before it were complete.
-//   2. The keeper stores the stretch into the mirror, then the words (seq_cst), and rings the members of its node that
-//      wait for one of them.
+//   1. What a member has written for others goes out as notes, one stream to each keeper: an entry of its table of
+//   names
+//      or none, a stretch of its block or none, and the words as they stood when these and all before were complete.
+//   2. The keeper stores entry and stretch into the mirror, then the words (seq_cst), and rings the members of its node
+//      that wait for one of them.
 // Words in a mirror may be behind; they are never ahead of the data that they speak of. Words of different members may
 // arrive in another order than they were raised in: whoever waits looks at each member's word, and infers none from
 // another's.
@@ -61,8 +62,16 @@ class Mirrors {
   // was something.
   bool tell();
 
-  // This member is through with a record: so many more operations of the members that it keeps are over.
+  // As tell(), but for submissions: whoever adds entries tells these.
+  bool tell_words();
+
+  // The next submission is told with the next note, whatever that is.
+  void add_entry();
+
+  // This member is through with a record of the log, or with the submission at a position of all rings: so many more
+  // operations of the members that it keeps are over.
   void finish(const LogRecord& record);
+  void finish(std::uint64_t position);
 
   // As tell(), with why this member takes no further part. Nothing is taken after it.
   void depart();
@@ -78,12 +87,11 @@ class Mirrors {
     std::uint32_t joined, departed;
     friend bool operator==(const Words&, const Words&) = default;
   };
-  enum class What : std::uint32_t { words, stretch, entry, record };
   struct Note {
     Words words;
-    std::uint64_t offset, bytes;
-    What what;
-    std::uint32_t number;  // of the entry
+    std::uint64_t offset, bytes;  // of the stretch
+    std::uint32_t entry;          // its number, or no_number
+    std::uint32_t is_record;      // the stretch is one of the log
   };
   struct Outgoing {
     Transfer head, body;
@@ -98,14 +106,14 @@ class Mirrors {
   };
 
   Words words() const;
-  void send_note(int node, Note note);
-  void tell_entries();
+  void send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record = false);
+  bool is_due(const Words& now, const Words& told) const;
   void tell_records();
   void await_note(Incoming& incoming);
   bool take_note(Incoming& incoming, std::uint32_t& events);
-  void store(Incoming& incoming, const Note& note, std::uint32_t& events);
-  void store_entry(GroupBlock& mirror, const Note& note, const std::byte* bytes);
-  void commit(int member, const Note& note);
+  void store_entry(int member, const Note& note, const std::byte* bytes);
+  void note_finished(const Incoming& incoming, std::uint32_t number);
+  void commit(int member, std::uint32_t entry);
   static std::uint32_t store_words(GroupBlock& block, const Words& words);
   std::byte* bytes_of(int member) const { return reinterpret_cast<std::byte*>(block(member)); }
   GroupBlock* block(int member) const { return setup_.blocks[static_cast<std::size_t>(member)]; }
@@ -115,7 +123,8 @@ class Mirrors {
   const Nodes& nodes_;
   GroupBlock& mine_;
   std::uint64_t told_tail_ = 0, told_logged_ = 0;
-  std::vector<Words> told_;  // by node
+  std::vector<Words> told_;               // by node
+  std::vector<std::uint32_t> due_entry_;  // by node: what goes with the next note
   std::vector<std::unique_ptr<Outgoing>> sending_, spare_;
   std::array<int, GroupLayout::slots> slots_sending_{};
   std::vector<std::unique_ptr<Incoming>> kept_;

@@ -1,8 +1,8 @@
 #include "csrc/queue/sequencer.h"
 
 #include <algorithm>
-#include <map>
 
+#include "csrc/base/differences.h"
 #include "csrc/base/futex.h"
 #include "csrc/base/text.h"
 
@@ -220,22 +220,11 @@ std::string Sequencer::problem_of(std::uint32_t name) const {
 }
 
 std::string Sequencer::mismatch_text(std::uint32_t name) const {
-  std::map<std::string, std::vector<int>> submitters;
-  std::vector<std::string> order;
-  for (std::size_t member = 0; member < size_; ++member) {
-    if (!has(name, member)) continue;
-    const Entry& entry = entry_of(member, number_of(name, member));
-    if (submitters[entry.description].empty()) order.emplace_back(entry.description);
-    submitters[entry.description].push_back(rank_of(member));
-  }
-  const bool calls = blocks_.front()->group == RankBlock::callers_group;
-  std::string text = calls ? std::string("All ranks must make the same call:")
-                           : "All ranks must submit the same operation under one name, and for '" +
-                                 std::string(any_entry(name).name) + "' they differ:";
-  for (const std::string& description : order)
-    text += (description == order.front() ? " " : "; ") + list_ranks(submitters[description]) +
-            (calls ? " called " : " submitted ") + description;
-  return text + ". Nothing was changed, and the next " + (calls ? "call" : "operation") + " works.";
+  Differences differences;
+  for (std::size_t member = 0; member < size_; ++member)
+    if (has(name, member)) differences.add(rank_of(member), entry_of(member, number_of(name, member)).description);
+  return "All ranks must submit the same operation under one name, and for '" + std::string(any_entry(name).name) +
+         "' they differ: " + differences.text("submitted") + ". Nothing was changed, and the next operation works.";
 }
 
 // A rank that has joined has zeros for an allreduce and comes to every barrier; for the rest it has to have said so.

@@ -674,3 +674,44 @@ TEST("outputs that share memory are refused") {
   second.output = first.output + 16;
   wait(engines[0], engines[0].submit(0, request_of(CallKind::allreduce, "x", {second, first})));
 }
+
+// Synchronous calls across nodes: no sequencer, one message.
+TEST("operations in step agree among all members, disagree alike, and go on") {
+  constexpr std::uint32_t group = RankBlock::callers_group;
+  for (const int size : {1, 2, 3, 4}) {
+    Engines engines(size, small_settings());
+    engines.connect(group, [&] {
+      std::vector<int> ranks(static_cast<std::size_t>(size));
+      std::iota(ranks.begin(), ranks.end(), 0);
+      return ranks;
+    }());
+    engines.run([&](Engine& engine) {
+      RandomDelay delay(engine.rank());
+      int calls = 0;
+      const auto call = [&](Request request) {
+        delay();
+        request.name = calls++ % 2 == 0 ? "even" : "odd";
+        wait(engine, engine.submit(group, std::move(request), true));
+      };
+      for (std::size_t round = 0; round < 60; ++round) {
+        const std::size_t count = counts[round % 10];
+        auto values = values_of(engine.rank(), count, round);
+        call(request_of(CallKind::allreduce, "call", {tensor_of(values, DType::f32)}));
+        CHECK(values == sum_of(size, count, round));
+        values = values_of(engine.rank(), count, round);
+        Request broadcast = request_of(CallKind::broadcast, "call", {tensor_of(values, DType::f32)});
+        broadcast.root = static_cast<int>(round) % size;
+        call(std::move(broadcast));
+        CHECK(values == values_of(static_cast<int>(round) % size, count, round));
+        if (round % 3 == 0) call(request_of(CallKind::barrier, "call", {}));
+        if (size == 1 || round % 7 != 0) continue;
+        // A small call of one rank meets a large one of the others.
+        const bool odd = engine.rank() == static_cast<int>(round) % size;
+        std::vector<float> kept(odd ? 3 : 20000, 1);
+        CHECK_THROWS(call(request_of(CallKind::allreduce, "call", {tensor_of(kept, DType::f32)})),
+                     "All ranks must make the same call: rank");
+        CHECK(kept.front() == 1 && kept.back() == 1);
+      }
+    });
+  }
+}
