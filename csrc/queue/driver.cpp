@@ -23,7 +23,7 @@ constexpr std::int64_t yield_time = 100'000;
 // How long a driver sleeps at most while the network has something to do, which rings nobody's bell; and how long it
 // yields before.
 constexpr std::int64_t poll_interval = 50'000;
-constexpr std::int64_t network_yield_time = 1'000'000;
+constexpr std::int64_t network_yield_time = 100'000;
 // How long a driver with a core of its own spins before it yields as well: the answer of a peer that runs takes less.
 constexpr std::int64_t pure_spin_time = 5'000;
 
@@ -180,16 +180,23 @@ class Driver::Caller {
 void Driver::wait(Operation& operation, WaitHooks& hooks) {
   struct Inside {
     WaitHooks& hooks;
-    explicit Inside(WaitHooks& own) : hooks(own) { hooks.enter(); }
-    ~Inside() noexcept(false) { hooks.leave(); }  // see WaitHooks::leave
-  } inside(hooks);
+    std::atomic<int>& waiting;
+    Inside(WaitHooks& own, std::atomic<int>& count) : hooks(own), waiting(count) {
+      waiting.fetch_add(1, std::memory_order_relaxed);
+      hooks.enter();
+    }
+    ~Inside() noexcept(false) {  // see WaitHooks::leave
+      waiting.fetch_sub(1, std::memory_order_relaxed);
+      hooks.leave();
+    }
+  } inside(hooks, waiting_);
   Caller(*this, operation, hooks).run();
 }
 
 // (3)
 void Driver::hand_over() {
   bell_.state.store(EngineBell::engine_sleeps, std::memory_order_seq_cst);
-  if (driven_.advance(true) || (driven_.busy() && sleeps_for_ever_.load(std::memory_order_seq_cst))) ring(bell_);
+  if (driven_.advance(true) || driven_.polls() || (driven_.busy() && sleeps_for_ever_.load(std::memory_order_seq_cst))) ring(bell_);
 }
 
 void Driver::run() {
@@ -212,7 +219,7 @@ void Driver::run() {
         last_work = monotonic_now();
         continue;
       }
-      deadline = settled ? 0 : monotonic_now() + (driven_.polls() ? poll_interval : look_interval);
+      deadline = settled ? 0 : monotonic_now() + (polls_itself() ? poll_interval : look_interval);
     }
     if (!stopping_.load(std::memory_order_seq_cst))
       futex_sleep(bell_.state, EngineBell::engine_sleeps, EngineBell::engine_sleeps, deadline);
@@ -228,13 +235,17 @@ bool Driver::drive_until_still(std::int64_t& last_work) {
     if (driven_.advance(false)) {
       last_work = still = monotonic_now();
       look(false);
-    } else if (driven_.moving() && monotonic_now() - still < (driven_.polls() ? network_yield_time : yield_time)) {
+    } else if (driven_.moving() && monotonic_now() - still < (polls_itself() ? network_yield_time : yield_time)) {
       sched_yield();
     } else {
       return true;
     }
   }
   return false;
+}
+
+bool Driver::polls_itself() const {
+  return waiting_.load(std::memory_order_relaxed) == 0 && driven_.polls();
 }
 
 void Driver::look(bool by_caller) {

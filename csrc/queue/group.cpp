@@ -176,7 +176,8 @@ bool Group::advance() {
   if (in_step()) {
     moved |= playing_ ? play() : open_next();
     if (mirrors_) moved |= mirrors_->tell_words();
-    return moved || note_awaits();
+    // What comes between two calls is for the next one: nobody has to be woken for it.
+    return (moved && in_flight_count_.load(std::memory_order_relaxed) > 0) || note_awaits();
   }
   if (mirrors_) moved |= mirrors_->tell();  // records before anything that follows from them
   moved |= playing_ ? play() : begin_next();

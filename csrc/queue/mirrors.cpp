@@ -54,10 +54,11 @@ void Mirrors::send_note(int node, std::size_t offset, std::size_t bytes, const W
   spare_.pop_back();
   Outgoing& outgoing = *sending_.back();
   const auto place = static_cast<std::size_t>(node);
-  const Note note{words, offset, bytes, std::exchange(due_entry_[place], LogRecord::no_number), is_record ? 1u : 0u};
+  const std::uint32_t entry = std::exchange(due_entry_[place], LogRecord::no_number);
+  const bool enters = entry != LogRecord::no_number && !due_is_known_;
+  const Note note{words, offset, bytes, entry, enters ? 1u : 0u, is_record ? 1u : 0u};
   const std::byte* data = bytes_of(setup_.index) + offset;
   const bool whole = bytes <= inline_bytes;
-  const bool enters = note.entry != LogRecord::no_number;
   outgoing.bytes.resize(sizeof note + (enters ? sizeof(Entry) : 0) + (whole ? bytes : 0));
   std::byte* end = outgoing.bytes.data();
   std::memcpy(end, &note, sizeof note);
@@ -139,6 +140,10 @@ bool Mirrors::tell_words() {
 void Mirrors::add_entry() {
   const std::uint32_t number = setup_.layout.ring_of(mine_)[told_tail_++ % GroupBlock::most_entries];
   std::fill(due_entry_.begin(), due_entry_.end(), number);
+  const Entry& entry = setup_.layout.entries_of(mine_)[number];
+  const Identity identity{{entry.hash[0], entry.hash[1]}, entry.fingerprint};
+  if (known_.size() <= number) known_.resize(number + 1);
+  due_is_known_ = std::exchange(known_[number], identity) == identity;
 }
 
 void Mirrors::tell_records() {
@@ -192,10 +197,8 @@ bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
   std::byte* place = bytes_of(incoming.member) + note.offset;
   if (!incoming.body) {
     const std::byte* bytes = incoming.bytes.data() + sizeof note;
-    if (note.entry != LogRecord::no_number) {
-      store_entry(incoming.member, note, bytes);
-      bytes += sizeof(Entry);
-    }
+    if (note.entry != LogRecord::no_number) store_entry(incoming.member, note, bytes);
+    if (note.has_entry != 0) bytes += sizeof(Entry);
     if (note.bytes > inline_bytes) {
       incoming.body = true;
       setup_.network->receive(incoming.transfer, setup_.ranks[static_cast<std::size_t>(incoming.member)], setup_.tag,
@@ -214,13 +217,15 @@ bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
 // How many are over is counted here: what the owner says of it may be older or newer than this node's own part.
 void Mirrors::store_entry(int member, const Note& note, const std::byte* bytes) {
   commit(member, note.entry);
-  constexpr std::size_t plain = offsetof(Entry, hash);
   GroupBlock& mirror = *block(member);
   Entry& entry = setup_.layout.entries_of(mirror)[note.entry];
-  std::memcpy(reinterpret_cast<std::byte*>(&entry) + plain, bytes + plain, sizeof entry - plain);
+  std::uint64_t submissions = entry.submissions.load(std::memory_order_relaxed) + 1;
+  if (note.has_entry != 0) {
+    constexpr std::size_t plain = offsetof(Entry, hash);
+    std::memcpy(reinterpret_cast<std::byte*>(&entry) + plain, bytes + plain, sizeof entry - plain);
+    std::memcpy(&submissions, bytes + offsetof(Entry, submissions), sizeof submissions);
+  }
   entry.submitted = monotonic_now();
-  std::uint64_t submissions = 0;
-  std::memcpy(&submissions, bytes + offsetof(Entry, submissions), sizeof submissions);
   entry.submissions.store(submissions, std::memory_order_release);
   setup_.layout.ring_of(mirror)[(note.words.tail - 1) % GroupBlock::most_entries] = note.entry;
   if (mirror.entries.load(std::memory_order_relaxed) <= note.entry)

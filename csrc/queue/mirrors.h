@@ -91,7 +91,13 @@ class Mirrors {
     Words words;
     std::uint64_t offset, bytes;  // of the stretch
     std::uint32_t entry;          // its number, or no_number
+    std::uint32_t has_entry;      // else it is what the last note of that number had, submitted once more
     std::uint32_t is_record;      // the stretch is one of the log
+  };
+  // What an entry is about, but for how often it was submitted.
+  struct Identity {
+    std::uint64_t hash[2] = {}, fingerprint = 0;
+    friend bool operator==(const Identity&, const Identity&) = default;
   };
   struct Outgoing {
     Transfer head, body;
@@ -125,6 +131,8 @@ class Mirrors {
   std::uint64_t told_tail_ = 0, told_logged_ = 0;
   std::vector<Words> told_;               // by node
   std::vector<std::uint32_t> due_entry_;  // by node: what goes with the next note
+  bool due_is_known_ = false;             // whether the nodes know all of it but that it is submitted again
+  std::vector<Identity> known_;           // by number: what was told last
   std::vector<std::unique_ptr<Outgoing>> sending_, spare_;
   std::array<int, GroupLayout::slots> slots_sending_{};
   std::vector<std::unique_ptr<Incoming>> kept_;

@@ -38,10 +38,10 @@ Stage TurnPlayer::step() {
     return Stage::combine;
   }
   if (may_reduce() && lacking(before_reduce(), first_ + reduced_ + 1) < 0) {  // B2
-    const bool reduces = movement_->reduces();
-    if (reduces) movement_->reduce(reduced_, slots(reduced_));
-    raise(&GroupBlock::reduced, ++reduced_);
-    if (reduces) {
+    ++reduced_;
+    if (movement_->reduces()) {
+      movement_->reduce(reduced_ - 1, slots(reduced_ - 1));
+      raise(&GroupBlock::reduced, reduced_);
       tell(Stage::reduce, reduced_ - 1);
       return Stage::reduce;
     }
