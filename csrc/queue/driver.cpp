@@ -85,14 +85,13 @@ class Driver::Caller {
 
   void run() {
     while (!operation_.done()) {
+      driver_.drivers_.fetch_add(1, std::memory_order_seq_cst);
       if (take_role()) {
         const std::lock_guard role(driver_.role_, std::adopt_lock);
         drive();
-      } else if (!operation_.done()) {
-        // The one who drives, or the engine's thread, does not know yet what this one has submitted.
-        note_awaited();
-        ring(driver_.bell_);
-        operation_.sleep(must_give_way() ? monotonic_now() + give_way_time : next_poll_);
+      } else {
+        driver_.drivers_.fetch_sub(1, std::memory_order_seq_cst);
+        sleep();
       }
       poll();
     }
@@ -112,9 +111,17 @@ class Driver::Caller {
     if (driver_.role_.try_lock()) return true;
     driver_.callers_.fetch_add(1, std::memory_order_seq_cst);
     bool taken = false;  // it may be, with the operation done just before
-    pause([&] { return operation_.done() || (taken = driver_.role_.try_lock()); });
+    pause(false, [&] { return operation_.done() || (taken = driver_.role_.try_lock()); });
     driver_.callers_.fetch_sub(1, std::memory_order_seq_cst);
     return taken;
+  }
+
+  // The one who drives, or the engine's thread, does not know yet what this one has submitted.
+  void sleep() {
+    if (operation_.done()) return;
+    note_awaited();
+    ring(driver_.bell_);
+    operation_.sleep(must_give_way() ? monotonic_now() + give_way_time : next_poll_);
   }
 
   // With the role, until the operation is done or the hooks want to be asked.
@@ -123,7 +130,7 @@ class Driver::Caller {
     bell.state.store(EngineBell::awake, std::memory_order_seq_cst);
     const auto moves = [&] { return operation_.done() || driver_.driven_.advance(true) || operation_.done(); };
     while (!operation_.done() && !must_give_way() && monotonic_now() < next_poll_) {
-      if (moves() || pause(moves)) continue;
+      if (moves() || pause(driver_.driven_.polls(), moves)) continue;
       note_awaited();
       bell.state.store(EngineBell::caller_sleeps, std::memory_order_seq_cst);  // (1)
       if (!moves() && !must_give_way()) {                                      // (2)
@@ -135,18 +142,17 @@ class Driver::Caller {
       bell.state.store(EngineBell::awake, std::memory_order_seq_cst);
     }
     if (!operation_.done()) driver_.look(true);
+    driver_.drivers_.fetch_sub(1, std::memory_order_seq_cst);
     if (!driver_.stopping_.load(std::memory_order_seq_cst)) driver_.hand_over();
   }
 
   // A short wait for something that changes soon: with enough cores spinning, else yielding. After some microseconds of
   // spinning it yields as well: engines' threads take cores too, and the one that is waited for may be on this core.
   template <class Ready>
-  bool pause(Ready&& ready) const {
+  bool pause(bool polls, Ready&& ready) const {
     const bool spins = driver_.setup_.cores_suffice;
     const std::int64_t start = monotonic_now();
-    const std::int64_t limit = driver_.driven_.polls() ? network_yield_time
-                               : spins                 ? driver_.setup_.spin_nanoseconds
-                                                       : yield_time;
+    const std::int64_t limit = polls ? network_yield_time : spins ? driver_.setup_.spin_nanoseconds : yield_time;
     for (std::int64_t waited = 0; waited < limit; waited = monotonic_now() - start) {
       if (ready()) return true;
       if (spins && waited < pure_spin_time)
@@ -180,23 +186,17 @@ class Driver::Caller {
 void Driver::wait(Operation& operation, WaitHooks& hooks) {
   struct Inside {
     WaitHooks& hooks;
-    std::atomic<int>& waiting;
-    Inside(WaitHooks& own, std::atomic<int>& count) : hooks(own), waiting(count) {
-      waiting.fetch_add(1, std::memory_order_relaxed);
-      hooks.enter();
-    }
-    ~Inside() noexcept(false) {  // see WaitHooks::leave
-      waiting.fetch_sub(1, std::memory_order_relaxed);
-      hooks.leave();
-    }
-  } inside(hooks, waiting_);
+    explicit Inside(WaitHooks& own) : hooks(own) { hooks.enter(); }
+    ~Inside() noexcept(false) { hooks.leave(); }  // see WaitHooks::leave
+  } inside(hooks);
   Caller(*this, operation, hooks).run();
 }
 
 // (3)
 void Driver::hand_over() {
   bell_.state.store(EngineBell::engine_sleeps, std::memory_order_seq_cst);
-  if (driven_.advance(true) || driven_.polls() || (driven_.busy() && sleeps_for_ever_.load(std::memory_order_seq_cst))) ring(bell_);
+  if (driven_.advance(true) || driven_.polls() || (driven_.busy() && sleeps_for_ever_.load(std::memory_order_seq_cst)))
+    ring(bell_);
 }
 
 void Driver::run() {
@@ -245,7 +245,7 @@ bool Driver::drive_until_still(std::int64_t& last_work) {
 }
 
 bool Driver::polls_itself() const {
-  return waiting_.load(std::memory_order_relaxed) == 0 && driven_.polls();
+  return drivers_.load(std::memory_order_seq_cst) == 0 && driven_.polls();
 }
 
 void Driver::look(bool by_caller) {

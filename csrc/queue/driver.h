@@ -3,7 +3,8 @@
 // Driving means to take steps until none can be taken, then to sleep on the rank's bell (shared.h), which peers ring.
 //   1. The driver stores into the bell who sleeps (seq_cst): the engine's thread or a caller.
 //   2. It tries all steps once more. Only if none can be taken does it sleep. (The ringing side: bell.h.)
-//   3. A caller that is done hands over: it stores that the engine's thread sleeps (seq_cst), tries all steps once more,
+//   3. A caller that is done hands over: it stores that the engine's thread sleeps (seq_cst), tries all steps once
+//   more,
 //      and wakes that thread if there is something to do. If it does not sleep yet it is about to, on the same value.
 // What other nodes send rings no bell: while something of that kind is awaited, who drives sleeps for short times only.
 // The engine's thread does not while a caller waits, who drives in its place.
@@ -97,7 +98,7 @@ class Driver {
   std::mutex role_;
   std::int64_t next_look_ = 0;    // the driver's
   std::atomic<int> callers_{0};   // that try to take the role from the thread at this moment
-  std::atomic<int> waiting_{0};   // callers that are in wait(): what the network brings they look for
+  std::atomic<int> drivers_{0};   // callers that drive or are about to: what the network brings they look for
   std::atomic<int> requests_{0};  // for the role from those who do not drive; who drives gives way
   std::atomic<bool> stopping_{false};
   std::atomic<bool> sleeps_for_ever_{false};  // the thread; stored before it looks whether it is idle

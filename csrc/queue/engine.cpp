@@ -33,19 +33,15 @@ std::vector<RankBlock*> rank_blocks(const Engine::Setup& setup) {
   return blocks;
 }
 
-// Where these ranks are; empty: on one node.
+// The node of each of these ranks; without `nodes` all share one.
 std::vector<int> nodes_of(const std::vector<int>& ranks, const std::vector<int>& nodes) {
   std::vector<int> chosen;
-  for (const int rank : ranks)
-    if (!nodes.empty()) chosen.push_back(nodes[static_cast<std::size_t>(rank)]);
+  for (const int rank : ranks) chosen.push_back(nodes.empty() ? 0 : nodes[static_cast<std::size_t>(rank)]);
   return chosen;
 }
 
-// How many mirrors a rank keeps for a group of these ranks.
-std::size_t mirrors_of(int rank, const std::vector<int>& ranks, const std::vector<int>& nodes) {
-  if (nodes.empty()) return 0;
-  const auto place = std::find(ranks.begin(), ranks.end(), rank) - ranks.begin();
-  return Nodes(nodes_of(ranks, nodes)).kept_by(static_cast<int>(place)).size();
+int place_of(int rank, const std::vector<int>& ranks) {
+  return static_cast<int>(std::find(ranks.begin(), ranks.end(), rank) - ranks.begin());
 }
 
 std::vector<int> all_ranks(int size) {
@@ -71,14 +67,14 @@ Engine::Memory Engine::Memory::make(Arena& arena, int size) {
 
 void Engine::Memory::make_world(Arena& arena, int own, int size, const std::vector<int>& nodes,
                                 const Settings& settings) {
-  world = Group::reserve(arena, static_cast<std::size_t>(size), mirrors_of(own, all_ranks(size), nodes), settings);
+  world = Group::reserve(arena, Nodes(nodes_of(all_ranks(size), nodes)), own, settings);
   world->keep();
 }
 
 std::size_t Engine::Memory::bytes(int size, const Settings& settings) {
   constexpr std::size_t huge_page = std::size_t{2} << 20;  // to which large blocks are aligned
   return round_up(sizeof(RankBlock), huge_page) +
-         round_up(Group::bytes(static_cast<std::size_t>(size), settings), huge_page);
+         round_up(Group::bytes(static_cast<std::size_t>(size), false, settings), huge_page);
 }
 
 Engine::Engine(Setup setup)
@@ -279,7 +275,8 @@ void Engine::answer_requests() {
 std::size_t Engine::prepare_group(const std::vector<int>& ranks) {
   check_usable();
   check_group_size(ranks.size());
-  auto memory = Group::reserve(*setup_.arena, ranks.size(), mirrors_of(rank(), ranks, setup_.nodes), setup_.settings);
+  auto memory =
+      Group::reserve(*setup_.arena, Nodes(nodes_of(ranks, setup_.nodes)), place_of(rank(), ranks), setup_.settings);
   const std::lock_guard lock(groups_mutex_);
   const std::size_t offset = memory->offset();
   prepared_[offset] = std::move(memory);
@@ -313,20 +310,18 @@ std::shared_ptr<Group> Engine::make_group(std::uint32_t number, std::vector<int>
   Group::Setup setup;
   setup.number = number;
   setup.memory = std::move(memory);
-  setup.index = static_cast<int>(std::find(ranks.begin(), ranks.end(), rank()) - ranks.begin());
+  setup.index = place_of(rank(), ranks);
   setup.nodes = nodes_of(ranks, setup_.nodes);
   setup.network = setup_.network.get();
   setup.tag = serial % most_tags;
-  const Nodes nodes(setup.nodes.empty() ? std::vector<int>(ranks.size()) : setup.nodes);
-  const std::size_t distance = Group::bytes(ranks.size(), setup_.settings);
+  const Nodes nodes(setup.nodes);
+  const std::size_t distance = Group::bytes(ranks.size(), nodes.several(), setup_.settings);
   for (std::size_t member = 0; member < ranks.size(); ++member) {
     const auto peer = static_cast<std::size_t>(ranks[member]);
     std::size_t holder = member, place = 0;  // the place-th block in the memory of the holder
     if (nodes.of(static_cast<int>(member)) != nodes.of(setup.index)) {
       holder = static_cast<std::size_t>(nodes.keeper(static_cast<int>(member), nodes.of(setup.index)));
-      const std::vector<int> kept = nodes.kept_by(static_cast<int>(holder));
-      place =
-          1 + static_cast<std::size_t>(std::find(kept.begin(), kept.end(), static_cast<int>(member)) - kept.begin());
+      place = 1 + static_cast<std::size_t>(place_of(static_cast<int>(member), nodes.kept_by(static_cast<int>(holder))));
     }
     std::byte* base = setup_.bases[static_cast<std::size_t>(ranks[holder])];
     setup.blocks.push_back(reinterpret_cast<GroupBlock*>(base + offsets[holder] + place * distance));

@@ -13,8 +13,8 @@ namespace {
 
 constexpr std::size_t entries_at_a_time = 256;
 
-GroupLayout layout_for(std::size_t size, const Settings& settings) {
-  return GroupLayout::of(size, settings.slot_bytes);
+GroupLayout layout_for(std::size_t size, bool spans_nodes, const Settings& settings) {
+  return GroupLayout::of(size, spans_nodes, settings.slot_bytes);
 }
 
 Event event_of(Stage stage) {
@@ -26,23 +26,23 @@ Event event_of(Stage stage) {
 
 }  // namespace
 
-std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, std::size_t size, std::size_t mirrors,
-                                             const Settings& settings) {
-  const GroupLayout layout = layout_for(size, settings);
-  auto block = arena.reserve((1 + mirrors) * layout.end());
-  for (std::size_t place = 0; place <= mirrors; ++place) block->commit(place * layout.end(), layout.entries());
+std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, const Nodes& nodes, int index, const Settings& settings) {
+  const GroupLayout layout = layout_for(nodes.size(), nodes.several(), settings);
+  const std::size_t blocks = 1 + nodes.kept_by(index).size();
+  auto block = arena.reserve(blocks * layout.end());
+  for (std::size_t place = 0; place < blocks; ++place) block->commit(place * layout.end(), layout.entries());
   return block;
 }
 
-std::size_t Group::bytes(std::size_t size, const Settings& settings) {
-  return layout_for(size, settings).end();
+std::size_t Group::bytes(std::size_t size, bool spans_nodes, const Settings& settings) {
+  return layout_for(size, spans_nodes, settings).end();
 }
 
 Group::Group(Setup setup)
     : setup_(std::move(setup)),
-      layout_(layout_for(setup_.ranks.size(), *setup_.settings)),
+      nodes_(setup_.nodes),
+      layout_(layout_for(setup_.ranks.size(), nodes_.several(), *setup_.settings)),
       mine_(*setup_.blocks[static_cast<std::size_t>(setup_.index)]),
-      nodes_(setup_.nodes.empty() ? std::vector<int>(setup_.ranks.size()) : setup_.nodes),
       names_(GroupBlock::most_entries) {
   mine_.entries_at = layout_.entries();
   mine_.group = setup_.number;

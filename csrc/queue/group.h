@@ -46,7 +46,7 @@ class Group {
     std::shared_ptr<Arena::Block> memory;
     std::vector<GroupBlock*> blocks;  // of all members; of those on other nodes, their mirrors here
     std::vector<RankBlock*> members;  // theirs; null on other nodes
-    std::vector<int> nodes;           // of each member; empty: all are on one
+    std::vector<int> nodes;           // of each member
     Network* network = nullptr;       // to other nodes
     int tag = 0;                      // of this group's messages
     std::vector<std::byte*> bases;    // where each member's segment is mapped
@@ -57,12 +57,11 @@ class Group {
   };
   explicit Group(Setup setup);
 
-  // Room for a group of `size` ranks in this rank's segment, and for the mirrors of so many of them, which follow at
-  // distances of bytes(); and how many bytes of addresses one takes.
-  static std::shared_ptr<Arena::Block> reserve(Arena& arena, std::size_t size, std::size_t mirrors,
-                                               const Settings& settings);
+  // Room in this rank's segment for its part of a group, and for the mirrors that it keeps, which follow at distances
+  // of bytes(); and how many bytes of addresses one takes.
+  static std::shared_ptr<Arena::Block> reserve(Arena& arena, const Nodes& nodes, int index, const Settings& settings);
 
-  static std::size_t bytes(std::size_t size, const Settings& settings);
+  static std::size_t bytes(std::size_t size, bool spans_nodes, const Settings& settings);
 
   std::uint32_t number() const { return setup_.number; }
   int size() const { return static_cast<int>(setup_.ranks.size()); }
@@ -142,9 +141,9 @@ class Group {
   void wake(std::size_t member, Event event);
 
   const Setup setup_;
+  const Nodes nodes_;
   const GroupLayout layout_;
   GroupBlock& mine_;
-  const Nodes nodes_;
   std::unique_ptr<Mirrors> mirrors_;  // null: all members are on one node
   std::unique_ptr<Sequencer> sequencer_;
 

@@ -24,6 +24,7 @@ class Nodes {
     }
   }
 
+  std::size_t size() const { return nodes_.size(); }
   int count() const { return static_cast<int>(members_.size()); }
   bool several() const { return members_.size() > 1; }
   int of(int member) const { return nodes_[at(member)]; }

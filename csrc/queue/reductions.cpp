@@ -210,6 +210,9 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
   const auto parts = static_cast<std::size_t>(columns_ * nodes_.count());
   const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
   turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, parts, run.wire) * parts), 1);
+  // Two turns or more of what is long: one is on its way while the other is reduced.
+  constexpr std::size_t long_bytes = std::size_t{512} << 10;
+  if (combines_ && count_ * wire_bytes_ > long_bytes) turns_ = std::max<std::size_t>(turns_, 2);
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
 }
 

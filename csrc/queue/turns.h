@@ -5,8 +5,8 @@
 //   B1 combine, in groups that span nodes and where the movement does it: when all of the own node have copied in,
 //      reduce the own columns of their slots into the own slot. Then raise `combined`.
 //   B2 reduce: when all have copied in (or, after B1, combined), reduce the own part of all slots into the own slot.
-//      Then raise `reduced`. A movement that does not reduce raises neither word: both count turns of the group, so they
-//      catch up with the next movement that does.
+//      Then raise `reduced`. A movement that does not reduce raises neither word: both count turns of the group, so
+//      they catch up with the next movement that does.
 //   C  copy out: when all have reduced (or, where a movement does not reduce, copied in), read all slots. Then raise
 //      `left`.
 // Turns are counted through all movements of a group; turn t uses slot t mod 3. Each word has one writer, is monotone,
