@@ -8,6 +8,7 @@
 #include "csrc/algorithms/hierarchical.h"
 #include "csrc/algorithms/recursive_doubling.h"
 #include "csrc/algorithms/ring.h"
+#include "csrc/algorithms/two_level.h"
 #include "csrc/base/error.h"
 #include "csrc/schedule/recorder.h"
 
@@ -26,7 +27,8 @@ void check_local(int size, int local) {
                std::to_string(local) + " on a node");
 }
 
-void speak(Algorithm algorithm, Recorder& ops, int rank, int size, int chunks) {
+template <class Ops>
+void speak(Algorithm algorithm, Ops& ops, int rank, int size, int chunks) {
   switch (algorithm) {
     case Algorithm::ring:
       return ring(ops, rank, size);
@@ -39,6 +41,12 @@ void speak(Algorithm algorithm, Recorder& ops, int rank, int size, int chunks) {
     case Algorithm::circulant:
       return circulant(ops, rank, size);
   }
+}
+
+void speak_two_level(Algorithm across, Recorder& ops, int rank, int size, int local, int pipeline_chunks) {
+  const int chunks = chunk_count(across, size / local, pipeline_chunks);
+  two_level(ops, rank, size, local, chunks,
+            [&](auto& outside, int node, int nodes) { speak(across, outside, node, nodes, chunks); });
 }
 
 }  // namespace
@@ -78,6 +86,27 @@ Schedule record_hierarchical(int size, int local) {
   check_local(size, local);
   return record_schedule("hierarchical", size, size,
                          [&](Recorder& ops, int rank) { hierarchical(ops, rank, size, local); });
+}
+
+int two_level_chunk_count(int size, int local, Algorithm across, int pipeline_chunks) {
+  check_local(size, local);
+  return local * chunk_count(across, size / local, pipeline_chunks);
+}
+
+std::vector<Lane> record_two_level_rank(int rank, int size, int local, Algorithm across, int pipeline_chunks) {
+  check_size(rank, size);
+  const int chunks = two_level_chunk_count(size, local, across, pipeline_chunks);
+  return record_lanes(rank, size, chunks, [&](Recorder& ops, int self) {
+    speak_two_level(across, ops, self, size, local, pipeline_chunks);
+  });
+}
+
+Schedule record_two_level(int size, int local, Algorithm across, int pipeline_chunks) {
+  check_size(0, size);
+  const int chunks = two_level_chunk_count(size, local, across, pipeline_chunks);
+  return record_schedule(
+      "two_level, " + std::string(info(across).name) + " across", size, chunks,
+      [&](Recorder& ops, int rank) { speak_two_level(across, ops, rank, size, local, pipeline_chunks); });
 }
 
 }  // namespace ringred

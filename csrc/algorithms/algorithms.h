@@ -56,4 +56,9 @@ Schedule record(Algorithm algorithm, int size, int pipeline_chunks);
 std::vector<Lane> record_hierarchical_rank(int rank, int size, int local);
 Schedule record_hierarchical(int size, int local);
 
+// A direct exchange in each node and a flat algorithm across the nodes (two_level.h).
+int two_level_chunk_count(int size, int local, Algorithm across, int pipeline_chunks);
+std::vector<Lane> record_two_level_rank(int rank, int size, int local, Algorithm across, int pipeline_chunks);
+Schedule record_two_level(int size, int local, Algorithm across, int pipeline_chunks);
+
 }  // namespace ringred

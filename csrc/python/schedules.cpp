@@ -1,9 +1,13 @@
 #include "csrc/python/schedules.h"
 
+#include <pybind11/stl.h>
+
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "csrc/algorithms/algorithms.h"
+#include "csrc/algorithms/forecast.h"
 #include "csrc/base/error.h"
 #include "csrc/schedule/draw.h"
 #include "csrc/schedule/verify.h"
@@ -32,12 +36,45 @@ std::string draw_algorithm(const std::string& name, int size, int pipeline_chunk
   return draw(schedule);
 }
 
+using AlphaBeta = std::pair<double, double>;
+
+py::dict simulate_algorithm(const std::string& name, int nodes, int local, double bytes, int pipeline_chunks,
+                            AlphaBeta memory, AlphaBeta card, int nodes_per_switch, AlphaBeta core, double gamma,
+                            double step) {
+  const Hardware hardware{.local = local,
+                          .memory = {memory.first, memory.second},
+                          .card = {card.first, card.second},
+                          .nodes_per_switch = nodes_per_switch,
+                          .core = {core.first, core.second},
+                          .gamma = gamma,
+                          .step = step};
+  Forecast result;
+  {
+    py::gil_scoped_release release;
+    result = forecast(name, {nodes, bytes, pipeline_chunks}, hardware);
+  }
+  py::dict loads;
+  for (std::size_t kind = 0; kind < link_kind_names.size(); ++kind) {
+    const LinkLoad& load = result.simulated.loads[kind];
+    loads[py::str(std::string(link_kind_names[kind]))] =
+        py::dict(py::arg("links") = load.links, py::arg("bytes") = load.bytes, py::arg("busiest") = load.busiest,
+                 py::arg("mean") = load.mean);
+  }
+  return py::dict(py::arg("seconds") = result.simulated.seconds, py::arg("messages") = result.simulated.messages,
+                  py::arg("across") = result.across, py::arg("ranks_played") = result.ranks_played,
+                  py::arg("loads") = loads);
+}
+
 }  // namespace
 
 void bind_schedules(py::module_& module) {
   module.def("algorithm_table", &table, "(name, summary, rounds, bytes) of every algorithm.");
   module.def("draw", &draw_algorithm, py::arg("algorithm"), py::arg("size"), py::arg("pipeline_chunks"),
              "A verified schedule as text.");
+  module.def("simulate", &simulate_algorithm, py::arg("algorithm"), py::kw_only(), py::arg("nodes"), py::arg("local"),
+             py::arg("bytes"), py::arg("pipeline_chunks"), py::arg("memory"), py::arg("card"),
+             py::arg("nodes_per_switch"), py::arg("core"), py::arg("gamma"), py::arg("step"),
+             "An allreduce on a modelled machine. Links are (seconds, seconds per byte).");
 }
 
 }  // namespace ringred

@@ -1,6 +1,7 @@
-// Prices a schedule: what it sends, how many messages deep it is, and how long it would take on simple hardware.
+// Prices a schedule: what it sends, how many messages deep it is, and how long it would take on simple hardware, where
+// every rank is a node of its own.
 //
-// Invariant: a model to compare shapes, not a measurement: no caches, no memory traffic, sends never wait for a slot.
+// Invariant: the figures of csrc/schedule/simulate.h on that hardware; there is no other model.
 #pragma once
 
 #include "csrc/schedule/step.h"

@@ -22,11 +22,13 @@ namespace ringred {
 class Recorder {
  public:
   Recorder(int rank, int size, int chunks)
-      : rank_(rank), size_(size), lanes_(1), touched_(static_cast<std::size_t>(chunks)) {}
+      : rank_(rank), size_(size), lanes_(1), awaited_(1), touched_(static_cast<std::size_t>(chunks)) {}
 
   void lane(int number) {
     lane_ = number;
-    if (lanes_.size() <= index(number)) lanes_.resize(index(number) + 1);
+    if (lanes_.size() > index(number)) return;
+    lanes_.resize(index(number) + 1);
+    awaited_.resize(index(number) + 1);
   }
   void send(int to, Chunks chunks) { add({Act::none, to, std::move(chunks.list), -1, {}, {}}); }
   void recv(int from, Chunks chunks) { add({Act::receive, -1, {}, from, std::move(chunks.list), {}}); }
@@ -64,26 +66,21 @@ class Recorder {
     return all.emplace_back(Touch{lane_, -1, -1});
   }
 
-  void depend(Step& step, int chunk, bool writes) const {
+  void depend(Step& step, int chunk, bool writes) {
     for (const Touch& one : touched_[index(chunk)]) {
       const int last = writes ? std::max(one.read, one.wrote) : one.wrote;
-      if (one.lane == lane_ || last < 0 || last <= already_awaited(step, one.lane)) continue;
+      if (one.lane == lane_ || last <= awaited(one.lane)) continue;
+      awaited(one.lane) = last;
       std::erase_if(step.after, [&](const Dependency& dependency) { return dependency.lane == one.lane; });
       step.after.push_back({one.lane, last});
     }
   }
 
-  // The last step of `other` that this step, or an earlier one of its lane, waits for.
-  int already_awaited(const Step& step, int other) const {
-    int last = -1;
-    const auto look = [&](const Step& earlier) {
-      for (const Dependency& dependency : earlier.after)
-        if (dependency.lane == other) last = std::max(last, dependency.step);
-    };
-    look(step);
-    const Lane& lane = lanes_[index(lane_)];
-    for (auto earlier = lane.rbegin(); earlier != lane.rend() && last < 0; ++earlier) look(*earlier);
-    return last;
+  // The last step of `other` that an earlier step of this lane waits for, and with it this one.
+  int& awaited(int other) {
+    std::vector<int>& row = awaited_[index(lane_)];
+    if (row.size() <= index(other)) row.resize(index(other) + 1, -1);
+    return row[index(other)];
   }
 
   void check(const Step& step) const {
@@ -114,6 +111,7 @@ class Recorder {
   int size_;
   int lane_ = 0;
   std::vector<Lane> lanes_;
+  std::vector<std::vector<int>> awaited_;    // by lane, then other lane; -1: none
   std::vector<std::vector<Touch>> touched_;  // by chunk
 };
 

@@ -50,6 +50,13 @@ TEST("hierarchical is right for every number of ranks per node") {
       if (size % local == 0) check_in_all_channels(record_hierarchical(size, local));
 }
 
+TEST("two levels are right for every number of ranks per node and every algorithm across") {
+  for (int size = 1; size <= 24; ++size)
+    for (int local = 1; local <= size; ++local)
+      for (const AlgorithmInfo& row : algorithm_table)
+        if (size % local == 0) check_in_all_channels(record_two_level(size, local, row.algorithm, 3));
+}
+
 TEST("thousands of ranks' worth of algorithm: 1000 and 1024") {
   for (int size : {1000, 1024})
     for (Algorithm algorithm : {Algorithm::recursive_doubling, Algorithm::double_tree})
@@ -91,4 +98,5 @@ TEST("wrong sizes are refused with a reason") {
   CHECK_THROWS(record_rank(Algorithm::ring, 4, 4, 1), "rank 4 of 4");
   CHECK_THROWS(record(Algorithm::double_tree, 4, 0), "1 or more chunks: got 0");
   CHECK_THROWS(record_hierarchical(6, 4), "6 ranks, 4 on a node");
+  CHECK_THROWS(record_two_level(6, 4, Algorithm::ring, 1), "6 ranks, 4 on a node");
 }
