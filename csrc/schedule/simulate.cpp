@@ -1,13 +1,12 @@
 #include "csrc/schedule/simulate.h"
 
 #include <algorithm>
-#include <functional>
-#include <queue>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "csrc/base/error.h"
+#include "csrc/schedule/traffic.h"
 
 namespace ringred {
 namespace {
@@ -15,12 +14,6 @@ namespace {
 std::size_t at(int number) {
   return static_cast<std::size_t>(number);
 }
-
-struct Link {
-  double free = 0;  // when it has served all that reached it so far
-  double busy = 0;  // seconds
-  double bytes = 0;
-};
 
 // Where a step stands. A lane in `ready` waits for other lanes, in `taking` for a message, otherwise for its event.
 enum class Phase : std::uint8_t { ready, taking, working, draining, ending };
@@ -41,30 +34,6 @@ struct Player {
   const OutlineStep& now() const { return lane->steps[step]; }
 };
 
-struct Message {
-  int from;           // the rank that the taker knows
-  int sender, taker;  // players
-  double bytes;
-  double last;  // when the last byte has passed the links so far
-  LinkKind next;
-  double delay;  // from the turn on the link before until the next one
-};
-
-// Ordered by time; at the same time by what happens and to whom, which is the same in all units.
-struct Event {
-  enum class Kind : std::uint8_t { arrival, link, lane };
-  double time;
-  Kind kind;
-  int order;   // the player at whose end it happens
-  int number;  // of the message or the player
-
-  friend bool operator>(const Event& left, const Event& right) {
-    if (left.time != right.time) return left.time > right.time;
-    if (left.kind != right.kind) return left.kind > right.kind;
-    return left.order != right.order ? left.order > right.order : left.number > right.number;
-  }
-};
-
 class Simulation {
  public:
   Simulation(const Outline& outline, double bytes, const Hardware& hardware);
@@ -80,30 +49,20 @@ class Simulation {
   void end_step(Player& player);
   void post(Player& player);
   void arrive(int number);
-  void reach(int number);
-  double serve(Link& link, double beta, Message& message);
-  int image(int sender, int to) const;
-  Link& link(LinkKind kind, int rank);
-  void push(double time, Event::Kind kind, int order, int number) { events_.push({time, kind, order, number}); }
-  int node(int rank) const { return rank / hardware_.local; }
-  bool has_core() const { return hardware_.nodes_per_switch > 0; }
+  void wake(int player, double time) { events_.push({time, Event::Kind::lane, player, player}); }
   int index(const Player& player) const { return static_cast<int>(&player - players_.data()); }
-  LinkLoad load(LinkKind kind) const;
 
   const Outline& outline_;
   const Hardware& hardware_;
   double chunk_bytes_;
   int unit_;  // ranks that are played
+  Events events_;
+  Traffic traffic_;
   double now_ = 0;
-  double messages_sent_ = 0;
   std::size_t steps_left_ = 0;
   std::vector<Player> players_;
   std::vector<int> first_player_;  // by rank: its lane 0; one more at the end
   std::vector<double> processor_;  // by rank: when it is free
-  std::array<std::vector<Link>, link_kind_names.size()> links_;
-  std::vector<Message> messages_;
-  std::vector<int> free_messages_;
-  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
 };
 
 Simulation::Simulation(const Outline& outline, double bytes, const Hardware& hardware)
@@ -111,6 +70,7 @@ Simulation::Simulation(const Outline& outline, double bytes, const Hardware& har
       hardware_(hardware),
       chunk_bytes_(bytes / outline.chunks),
       unit_(static_cast<int>(outline.ranks.size())),
+      traffic_(outline, hardware, events_),
       processor_(at(unit_)) {
   for (int rank = 0; rank < unit_; ++rank) {
     first_player_.push_back(static_cast<int>(players_.size()));
@@ -121,17 +81,11 @@ Simulation::Simulation(const Outline& outline, double bytes, const Hardware& har
     }
   }
   first_player_.push_back(static_cast<int>(players_.size()));
-  const int nodes = unit_ / hardware.local;
-  for (LinkKind kind : {LinkKind::memory, LinkKind::card_out, LinkKind::card_in})
-    links_[at(int(kind))].resize(at(nodes));
-  if (has_core())
-    for (LinkKind kind : {LinkKind::core_up, LinkKind::core_down})
-      links_[at(int(kind))].resize(at((nodes + hardware.nodes_per_switch - 1) / hardware.nodes_per_switch));
 }
 
 Simulated Simulation::run() {
   for (const Player& player : players_)
-    if (!player.ended()) push(0, Event::Kind::lane, index(player), index(player));
+    if (!player.ended()) wake(index(player), 0);
   while (!events_.empty()) {
     const Event event = events_.top();
     events_.pop();
@@ -139,8 +93,9 @@ Simulated Simulation::run() {
     handle(event);
   }
   if (steps_left_ > 0) fail_usage("a schedule must end: " + std::to_string(steps_left_) + " steps wait for ever");
-  Simulated result{.seconds = now_, .messages = messages_sent_ * outline_.size / unit_};
-  for (std::size_t kind = 0; kind < links_.size(); ++kind) result.loads[kind] = load(static_cast<LinkKind>(kind));
+  Simulated result{.seconds = now_, .messages = traffic_.sent() * outline_.size / unit_};
+  for (std::size_t kind = 0; kind < result.loads.size(); ++kind)
+    result.loads[kind] = traffic_.load(static_cast<LinkKind>(kind), now_);
   return result;
 }
 
@@ -149,7 +104,7 @@ void Simulation::handle(const Event& event) {
     case Event::Kind::arrival:
       return arrive(event.number);
     case Event::Kind::link:
-      return reach(event.number);
+      return traffic_.reach(now_, event.number);
     case Event::Kind::lane:
       return go_on(players_[at(event.number)]);
   }
@@ -203,7 +158,7 @@ bool Simulation::waits_for_lane(Player& player) {
 
 bool Simulation::sleeps(const Player& player, double until) {
   if (until <= now_) return false;
-  push(until, Event::Kind::lane, index(player), index(player));
+  wake(index(player), until);
   return true;
 }
 
@@ -231,113 +186,28 @@ void Simulation::end_step(Player& player) {
     Player& other = players_[at(waiter)];
     const int next = other.next_waiter;
     if (other.awaited < player.step)
-      push(now_, Event::Kind::lane, waiter, waiter);
+      wake(waiter, now_);
     else
       other.next_waiter = std::exchange(player.first_waiter, waiter);
     waiter = next;
   }
 }
 
-// The rank that the taker in the unit knows the sender by: who sends to it as `sender` sends to `to`.
-int Simulation::image(int sender, int to) const {
-  const int taker = to % unit_, size = outline_.size;
-  switch (outline_.symmetry) {
-    case Symmetry::none:
-      return sender;
-    case Symmetry::shift:
-      return ((sender - to + taker) % size + size) % size;
-    case Symmetry::exclusive_or:
-      return (node(sender) ^ node(to) ^ node(taker)) * hardware_.local + sender % hardware_.local;
-  }
-  return sender;
-}
-
-Link& Simulation::link(LinkKind kind, int rank) {
-  const bool of_switch = kind == LinkKind::core_up || kind == LinkKind::core_down;
-  return links_[static_cast<std::size_t>(kind)][at(of_switch ? node(rank) / hardware_.nodes_per_switch : node(rank))];
-}
-
-// The time at which the message's turn comes.
-double Simulation::serve(Link& link, double beta, Message& message) {
-  const double start = std::max(now_, link.free), seconds = beta * message.bytes;
-  link.free = start + seconds;
-  link.busy += seconds;
-  link.bytes += message.bytes;
-  message.last = std::max(message.last + message.delay, link.free);
-  return start;
-}
-
-// Sends the step's message as far as its first link; the events of the others follow.
 void Simulation::post(Player& player) {
   const OutlineStep& step = player.now();
-  const int taker_rank = step.to % unit_;
-  const int taker = first_player_[at(taker_rank)] + player.number;
-  if (taker >= first_player_[at(taker_rank) + 1]) fail_usage("a message needs a lane that takes it");
-  if (free_messages_.empty()) {
-    free_messages_.push_back(static_cast<int>(messages_.size()));
-    messages_.emplace_back();
-  }
-  const int number = free_messages_.back();
-  free_messages_.pop_back();
-  Message& message = messages_[at(number)];
-  message = {image(player.rank, step.to), index(player), taker, chunk_bytes_ * step.out, now_, LinkKind::card_in, 0};
-  ++messages_sent_;
-  if (node(player.rank) == node(step.to)) {
-    serve(link(LinkKind::memory, player.rank), hardware_.memory.beta, message);
-    push(message.last + hardware_.memory.alpha, Event::Kind::arrival, taker, number);
-  } else {
-    const bool climbs =
-        has_core() && node(player.rank) / hardware_.nodes_per_switch != node(step.to) / hardware_.nodes_per_switch;
-    if (climbs) message.next = LinkKind::core_up;
-    const double start = serve(link(LinkKind::card_out, player.rank), hardware_.card.beta, message);
-    message.delay = hardware_.card.alpha;
-    push(start + hardware_.card.alpha, Event::Kind::link, climbs ? message.sender : taker, number);
-  }
-  player.sent = message.last;
+  const std::size_t taker_rank = at(step.to % unit_);
+  const int taker = first_player_[taker_rank] + player.number;
+  if (taker >= first_player_[taker_rank + 1])
+    fail_usage("a message needs a lane that takes it: rank " + std::to_string(step.to) + " has no lane " +
+               std::to_string(player.number));
+  player.sent = traffic_.post(now_, player.rank, step.to, index(player), taker, chunk_bytes_ * step.out);
 }
 
 void Simulation::arrive(int number) {
-  const Message& message = messages_[at(number)];
+  const Message& message = traffic_.arrive(number);
   Player& taker = players_[at(message.taker)];
   taker.inbox.push_back(message.from);
-  free_messages_.push_back(number);
   if (!taker.ended() && taker.phase == Phase::taking) go_on(taker);
-}
-
-// A message's first byte reaches a link that is not its first.
-void Simulation::reach(int number) {
-  Message& message = messages_[at(number)];
-  const int sender = players_[at(message.sender)].rank, taker = players_[at(message.taker)].rank;
-  switch (message.next) {
-    case LinkKind::core_up: {
-      const double start = serve(link(LinkKind::core_up, sender), hardware_.core.beta, message);
-      message.next = LinkKind::core_down;
-      message.delay = hardware_.core.alpha;
-      return push(start + message.delay, Event::Kind::link, message.taker, number);
-    }
-    case LinkKind::core_down: {
-      const double start = serve(link(LinkKind::core_down, taker), hardware_.core.beta, message);
-      message.next = LinkKind::card_in;
-      message.delay = 0;
-      return push(start, Event::Kind::link, message.taker, number);
-    }
-    default:
-      serve(link(LinkKind::card_in, taker), hardware_.card.beta, message);
-      return push(message.last, Event::Kind::arrival, message.taker, number);
-  }
-}
-
-LinkLoad Simulation::load(LinkKind kind) const {
-  const std::vector<Link>& links = links_[static_cast<std::size_t>(kind)];
-  const double copies = static_cast<double>(outline_.size) / unit_;
-  LinkLoad load{.links = static_cast<int>(static_cast<double>(links.size()) * copies)};
-  for (const Link& one : links) {
-    load.bytes += one.bytes * copies;
-    if (now_ == 0) continue;
-    load.busiest = std::max(load.busiest, one.busy / now_);
-    load.mean += one.busy / now_ / static_cast<double>(links.size());
-  }
-  return load;
 }
 
 }  // namespace
