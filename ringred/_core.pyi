@@ -219,6 +219,7 @@ def simulate(
     memory: tuple[float, float],
     card: tuple[float, float],
     nodes_per_switch: int,
+    uplinks: int,
     core: tuple[float, float],
     gamma: float,
     step: float,

@@ -86,6 +86,7 @@ void check(const Job& job, const Hardware& hardware) {
   if (hardware.nodes_per_switch < 0)
     fail_usage("A switch has 1 or more nodes, or 0 where one has them all: got " +
                std::to_string(hardware.nodes_per_switch) + ".");
+  if (hardware.uplinks < 1) fail_usage("A switch has 1 or more uplinks: got " + std::to_string(hardware.uplinks) + ".");
   for (double value : {job.bytes, hardware.memory.alpha, hardware.memory.beta, hardware.card.alpha, hardware.card.beta,
                        hardware.core.alpha, hardware.core.beta, hardware.gamma, hardware.step})
     if (!fine(value)) fail_usage("A cost or a size is a finite number, 0 or above: got " + std::to_string(value) + ".");

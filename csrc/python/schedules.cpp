@@ -39,12 +39,13 @@ std::string draw_algorithm(const std::string& name, int size, int pipeline_chunk
 using AlphaBeta = std::pair<double, double>;
 
 py::dict simulate_algorithm(const std::string& name, int nodes, int local, double bytes, int pipeline_chunks,
-                            AlphaBeta memory, AlphaBeta card, int nodes_per_switch, AlphaBeta core, double gamma,
-                            double step) {
+                            AlphaBeta memory, AlphaBeta card, int nodes_per_switch, int uplinks, AlphaBeta core,
+                            double gamma, double step) {
   const Hardware hardware{.local = local,
                           .memory = {memory.first, memory.second},
                           .card = {card.first, card.second},
                           .nodes_per_switch = nodes_per_switch,
+                          .uplinks = uplinks,
                           .core = {core.first, core.second},
                           .gamma = gamma,
                           .step = step};
@@ -73,7 +74,7 @@ void bind_schedules(py::module_& module) {
              "A verified schedule as text.");
   module.def("simulate", &simulate_algorithm, py::arg("algorithm"), py::kw_only(), py::arg("nodes"), py::arg("local"),
              py::arg("bytes"), py::arg("pipeline_chunks"), py::arg("memory"), py::arg("card"),
-             py::arg("nodes_per_switch"), py::arg("core"), py::arg("gamma"), py::arg("step"),
+             py::arg("nodes_per_switch"), py::arg("uplinks"), py::arg("core"), py::arg("gamma"), py::arg("step"),
              "An allreduce on a modelled machine. Links are (seconds, seconds per byte).");
 }
 

@@ -19,7 +19,8 @@ struct Hardware {
   LinkCost memory{};         // one for each node, shared by its ranks
   LinkCost card{};           // two for each node: one out, one in
   int nodes_per_switch = 0;  // 0: one switch for all, no core
-  LinkCost core{};           // two for each switch: one up, one down, shared by its nodes
+  int uplinks = 1;           // of each switch to the core, and as many back; a message takes the first that is free
+  LinkCost core{};           // each of them
   double gamma = 0;          // seconds in which a rank reduces a byte
   double step = 0;           // seconds in which a rank interprets a step
 };

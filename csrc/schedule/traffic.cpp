@@ -20,7 +20,7 @@ Traffic::Traffic(const Outline& outline, const Hardware& hardware, Events& event
   for (LinkKind kind : {LinkKind::memory, LinkKind::card_out, LinkKind::card_in}) links_[at(kind)].resize(at(nodes));
   if (below > 0)
     for (LinkKind kind : {LinkKind::core_up, LinkKind::core_down})
-      links_[at(kind)].resize(at((nodes + below - 1) / below));
+      links_[at(kind)].resize(at((nodes + below - 1) / below * hardware.uplinks));
 }
 
 double Traffic::post(double now, int source, int to, int sender, int taker, double bytes) {
@@ -61,14 +61,21 @@ const Message& Traffic::arrive(int number) {
 
 // The time at which the message's turn comes.
 double Traffic::serve(double now, LinkKind kind, int rank, Message& message) {
-  const bool of_switch = kind == LinkKind::core_up || kind == LinkKind::core_down;
-  Link& link = links_[at(kind)][at(of_switch ? node(rank) / hardware_.nodes_per_switch : node(rank))];
+  Link& link = first_free(kind, rank);
   const double start = std::max(now, link.free), seconds = beta(kind) * message.bytes;
   link.free = start + seconds;
   link.busy += seconds;
   link.bytes += message.bytes;
   message.last = std::max(message.last + message.delay, link.free);
   return start;
+}
+
+Traffic::Link& Traffic::first_free(LinkKind kind, int rank) {
+  std::vector<Link>& links = links_[at(kind)];
+  if (kind != LinkKind::core_up && kind != LinkKind::core_down) return links[at(node(rank))];
+  const auto first = links.begin() + node(rank) / hardware_.nodes_per_switch * hardware_.uplinks;
+  return *std::min_element(first, first + hardware_.uplinks,
+                           [](const Link& left, const Link& right) { return left.free < right.free; });
 }
 
 double Traffic::beta(LinkKind kind) const {

@@ -67,6 +67,7 @@ class Traffic {
   int image(int source, int to) const;
   int new_message();
   double serve(double now, LinkKind kind, int rank, Message& message);
+  Link& first_free(LinkKind kind, int rank);
   double beta(LinkKind kind) const;
 
   const Outline& outline_;

@@ -1,1 +1,1 @@
-"""The command line: ``ringred run | bench | draw | autopsy | flight | env``. Only the chosen one is imported."""
+"""The command line: ``ringred run | bench | draw | simulate | autopsy | flight | env``. Only one module is imported."""

@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "run": "start a command on several ranks, with the mpirun of the MPI in use",
     "bench": "time collectives, check their results and compare them",
     "draw": "draw the schedule of an algorithm",
+    "simulate": "predict what allreduce costs on a machine that is not here, by simulation",
     "autopsy": "say what a running job waits for, and where each of its ranks is",
     "flight": "print the last operations of each rank of a running job, as JSON",
     "env": "report what ringred finds on this machine",

@@ -1,6 +1,7 @@
 // The simulator against closed forms, and representatives against all ranks.
 #include "csrc/schedule/simulate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -110,6 +111,19 @@ TEST("a direct exchange pays the latency of memory once in each direction") {
   CHECK(leaf.simulated.seconds <= 14 * bytes * 1e-11 + 2 * 0.5e-6 + 1e-12);
 }
 
+TEST("messages take different uplinks, and queue where there are too few") {
+  const Schedule shifted = record_schedule("halves", 8, 1, [](Recorder& ops, int rank) {
+    ops.exchange((rank + 4) % 8, 0, (rank + 4) % 8, 0, Act::receive);
+  });
+  for (int uplinks : {1, 2, 4}) {
+    const Hardware hardware{.card = {2e-6, 4e-11}, .nodes_per_switch = 4, .uplinks = uplinks, .core = {1e-6, 4e-11}};
+    const Simulated result = simulate(outline_of(shifted), 1e6, hardware);
+    CHECK(near(result.seconds, 3e-6 + 4 / uplinks * 1e6 * 4e-11));
+    CHECK_EQ(load(result, LinkKind::core_up).links, 2 * uplinks);
+    CHECK(near(load(result, LinkKind::core_up).mean, 4 / uplinks * 1e6 * 4e-11 / result.seconds));
+  }
+}
+
 TEST("the core is slower by the oversubscription, and only messages between switches pass it") {
   const double bytes = 1e6;
   // Two nodes on a switch, which together get half a card's bandwidth upwards: oversubscribed four times.
@@ -205,6 +219,7 @@ TEST("the ranks of one switch stand for all, exactly") {
           for (double bytes : {1e3, 1e7}) {
             Hardware hardware = odd_hardware(local);
             hardware.nodes_per_switch = nodes_per_switch;
+            hardware.uplinks = std::max(1, nodes_per_switch / 2);
             check_representatives(algorithm, {nodes, bytes}, hardware);
           }
 }
