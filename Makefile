@@ -24,12 +24,13 @@ GET_PYTHON := apt-get install python3-dev python3-venv (Debian, Ubuntu) or dnf i
 SOURCES := $(shell find csrc ringred -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test bench dev lint format clean environment environment-dev install cpp-tests
+.PHONY: help train test nightly bench dev lint format clean environment environment-dev install cpp-tests cpp-configure
 .PHONY: lint-ruff lint-format lint-mypy lint-clang lint-shell
 
 help:
 	@echo "make train    train the digits example on four ranks (installs into .venv first)"
 	@echo "make test     all tests: C++, pytest on 1 rank, then under mpirun with 2, 3 and 4"
+	@echo "make nightly  tests that take minutes: schedules of up to 1,024 ranks"
 	@echo "make bench    time allreduce on two ranks"
 	@echo "make dev      the developer's environment: the above plus linters and formatters"
 	@echo "make lint     ruff, mypy, clang-format, shellcheck"
@@ -42,6 +43,11 @@ train: install
 
 test: install cpp-tests
 	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))"
+
+# What takes minutes: schedules of up to 1,024 ranks.
+nightly: install cpp-configure
+	@cmake --build "$$($(BUILD))" --target schedule_nightly_test
+	"$$($(BUILD))/tests/schedule_nightly_test"
 
 bench: install
 	$(VENV)/bin/ringred bench allreduce -np 2
@@ -63,10 +69,12 @@ $(VENV)/ringred-installed: $(SOURCES)
 	@touch $@
 
 # In the build of the Python module, whose core they share.
-cpp-tests: install
+cpp-tests: install cpp-configure
+	@cmake --build "$$($(BUILD))"
+
+cpp-configure: install
 	@cmake -S . -B "$$($(BUILD))" -DRINGRED_TESTS=ON $(CMAKE_FLAGS) > build/tests-configure.log 2>&1 \
 	  || { cat build/tests-configure.log; exit 1; }
-	@cmake --build "$$($(BUILD))"
 
 # One target a tool, so that make --keep-going runs them all.
 lint: lint-ruff lint-format lint-mypy lint-clang lint-shell

@@ -7,6 +7,7 @@ model is, what it leaves out, and what limits each algorithm.
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def simulate(args: argparse.Namespace, algorithm: str, nodes: int, local: int) -
     nodes_per_switch = args.switch if args.switch < nodes else 0
     # Links as fast as a card, but for a factor near 1 where their number would not be whole.
     uplinks = max(1, round(nodes_per_switch / args.oversubscription))
-    return _core.simulate(
+    return cached(
         algorithm,
         nodes=nodes,
         local=local,
@@ -113,6 +114,12 @@ def simulate(args: argparse.Namespace, algorithm: str, nodes: int, local: int) -
         gamma=1 / args.reduce,
         step=args.step,
     )
+
+
+@functools.cache
+def cached(algorithm: str, **model: Any) -> dict[str, Any]:
+    """The machine asked for is often one of those of the curves."""
+    return _core.simulate(algorithm, **model)
 
 
 def preamble(args: argparse.Namespace) -> str:
