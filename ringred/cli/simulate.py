@@ -158,12 +158,14 @@ def row(args: argparse.Namespace, algorithm: str) -> list[str]:
     name = f"{algorithm} ({result['across']})" if result["across"] and args.nodes > 1 else algorithm
     rate = f"{rates(seconds, args.bytes, ranks)['bus_bw']:.2f}" if seconds > 0 else "-"
     loads = [result["loads"][kind] for kind in kinds(args)]
-    return [name, in_units(seconds), rate, *(f"{load['busiest']:4.0%} {megabytes(load)}" for load in loads)]
+    return [name, in_units(seconds), rate, *(f"{load['busiest']:4.0%} {bytes_of_one(load)}" for load in loads)]
 
 
-def megabytes(load: dict[str, Any]) -> str:
+def bytes_of_one(load: dict[str, Any]) -> str:
     """The bytes of a link, the mean of its kind."""
-    return f"{load['bytes'] / load['links'] / 1e6:9.1f} MB"
+    mean = load["bytes"] / load["links"]
+    unit, factor = ("GB", 1e-9) if mean >= 1e9 else ("MB", 1e-6) if mean >= 1e6 else ("KB", 1e-3)
+    return f"{mean * factor:.4g} {unit}".rjust(9)
 
 
 def shapes(local: int) -> list[tuple[int, int]]:

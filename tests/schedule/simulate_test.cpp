@@ -142,6 +142,37 @@ TEST("the core is slower by the oversubscription, and only messages between swit
   CHECK(near(load(swap_with(2), LinkKind::core_down).bytes, 4 * bytes));
 }
 
+TEST("the lanes of a rank take turns on its card") {
+  // Lane 0 has three messages, lane 1 one, which is handed on four times: it goes second, not last.
+  const Schedule schedule = record_schedule("turns", 7, 4, [](Recorder& ops, int rank) {
+    if (rank == 0)
+      for (int chunk : {0, 1, 2}) ops.send(1, chunk);
+    if (rank == 1)
+      for (int chunk : {0, 1, 2}) ops.recv(0, chunk);
+    ops.lane(1);
+    if (rank == 0) ops.send(2, 3);
+    if (rank >= 2) ops.recv(rank == 2 ? 0 : rank - 1, 3);
+    if (rank >= 2 && rank < 6) ops.send(rank + 1, 3);
+  });
+  const double chunk = 1e6 * 4e-11;
+  CHECK(near(simulate(outline_of(schedule), 4e6, {.card = {2e-6, 4e-11}}).seconds, 6 * chunk + 5 * 2e-6));
+}
+
+TEST("a chunk that is sent and taken in one step is added to only when it has been sent") {
+  // Rank 1 sends chunk 0 behind four chunks of rank 0; what it takes for it comes long before.
+  const Schedule schedule = record_schedule("swap", 4, 5, [](Recorder& ops, int rank) {
+    if (rank == 0) ops.send(3, chunk_range(1, 4));
+    if (rank == 1) ops.exchange(2, 0, 2, 0, Act::reduce);
+    if (rank == 1) ops.send(3, 0);
+    if (rank == 2) ops.exchange(1, 0, 1, 0, Act::reduce);
+    if (rank == 3) ops.recv(0, chunk_range(1, 4));
+    if (rank == 3) ops.recv(1, 0);
+  });
+  const Hardware hardware{.local = 2, .card = {2e-6, 4e-11}, .gamma = 9e-11};
+  const double chunk = 1e6 * 4e-11, reduced = 1e6 * 9e-11;
+  CHECK(near(simulate(outline_of(schedule), 5e6, hardware).seconds, 6 * chunk + reduced + 2e-6));
+}
+
 TEST("a rank reduces for one message at a time") {
   const double bytes = 1e6;
   const Schedule two_lanes = record_schedule("two lanes", 3, 2, [](Recorder& ops, int rank) {
