@@ -13,7 +13,7 @@
 namespace ringred {
 
 inline constexpr int largest_forecast_size = 16384;
-inline constexpr int largest_forecast_local = 256;
+inline constexpr int largest_forecast_local = 64;  // of a direct exchange; time and memory grow with its square
 inline constexpr std::string_view hierarchical_name = "hierarchical";
 
 struct Job {

@@ -26,7 +26,7 @@ CORE_ALPHA = 0.5e-6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--nodes", type=int, default=16, help="number of nodes (default 16)")
-    parser.add_argument("--local", type=int, default=8, help="ranks on a node (default 8)")
+    parser.add_argument("--local", type=int, default=8, help="ranks on a node, 64 at most (default 8)")
     parser.add_argument("--bytes", type=size_in_bytes, default="100M", help="the vector (K, M, G: 1024s; default 100M)")
     parser.add_argument(
         "--algorithm", nargs="+", choices=ALGORITHMS, default=ALGORITHMS, metavar="NAME", help=", ".join(ALGORITHMS)

@@ -142,7 +142,7 @@ def test_presets_stay_below_the_line_rate_in_their_name(name: str) -> None:
     [
         (["--nodes", "0"], ["1 to 16384 ranks", "got 0 nodes of 8"]),
         (["--nodes", "4096", "--local", "8"], ["1 to 16384 ranks", "got 4096 nodes of 8"]),
-        (["--local", "300", "--nodes", "1"], ["at most 256 of them on a node"]),
+        (["--local", "65", "--nodes", "1"], ["at most 64 of them on a node", "got 1 nodes of 65"]),
         (["--bytes", "0"], ["a size is a whole number above 0", "'0'"]),
         (["--link", "token-ring"], ["alpha=TIME,bandwidth=RATE", "ethernet-10g", "'token-ring'"]),
         (["--link", "alpha=5us"], ["alpha=TIME,bandwidth=RATE", "'alpha=5us'"]),

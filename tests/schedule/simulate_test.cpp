@@ -298,7 +298,7 @@ TEST("what cannot be simulated is refused with rule, values and remedy") {
   CHECK_THROWS(forecast("rings", {2, 1}, {}), "it is 'rings'");
   CHECK_THROWS(forecast("ring", {0, 1}, {}), "got 0 nodes of 1");
   CHECK_THROWS(forecast("ring", {4096, 1}, odd_hardware(8)), "1 to 16384 ranks");
-  CHECK_THROWS(forecast("ring", {1, 1}, {.local = 512}), "at most 256 of them on a node: got 1 nodes of 512");
+  CHECK_THROWS(forecast("ring", {1, 1}, {.local = 65}), "at most 64 of them on a node: got 1 nodes of 65");
   CHECK_THROWS(forecast("ring", {2, NAN}, {}), "finite number, 0 or above: got nan");
   CHECK_THROWS(forecast("ring", {2, 1}, {.card = {-1, 0}}), "0 or above: got -1");
   CHECK_THROWS(forecast("double_tree", {2, 1, -1}, {}), "1 to 1024 chunks");
