@@ -180,6 +180,12 @@ def cross_size() -> int:
     return len(_nodes_with_local_rank())
 
 
+def on_one_node(ranks: Iterable[int]) -> bool:
+    """Whether these ranks of the world share a node."""
+    nodes = _known().nodes
+    return len({nodes[rank] for rank in ranks}) < 2
+
+
 def _nodes_with_local_rank() -> list[int]:
     known = _known()
     return [node for node in sorted(set(known.nodes)) if len(known.on_node(node)) > local_rank()]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from ringred import world
 from ringred.arguments import checked_factor, checked_op, is_whole
 from ringred.errors import UsageError
 from ringred.ops import Op
@@ -370,6 +371,11 @@ class DistributedOptimizer(ComposedOptimizer):
         ]
         if wrong:
             raise UsageError(f"fused=True does not go with {', '.join(wrong)}. Leave it out, or use fused=False.")
+        if not world.on_one_node(self._process_set.ranks):
+            raise UsageError(
+                "fused=True needs all ranks of its process set on one node, where they update each other's parameters "
+                f"in shared memory: {self._process_set.ranks} are on several. Use fused=False."
+            )
         check_optimizer(self._inner)
 
     def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
