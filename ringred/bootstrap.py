@@ -21,10 +21,20 @@ from ringred.errors import PeerLostError, SystemError, TimeoutError, UsageError
 Result = TypeVar("Result")
 
 MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
-"""What Open MPI's and hydra's launchers (MPICH, Intel MPI) set. The last counts one node's ranks only."""
+"""What Open MPI's and hydra's launchers (MPICH, Intel MPI) set, and srun --mpi=pmi2 the second of them. The last counts
+one node's ranks only."""
+
+STEP_VARIABLES = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+"""What srun sets for each of its tasks. A batch script and a shell of salloc have SLURM_NTASKS too, and no step."""
+
+NAMESPACE_VARIABLE = "PMIX_NAMESPACE"
+"""What every launcher sets that speaks PMIx, such as srun --mpi=pmix. It does not tell how many ranks there are."""
 
 STORE_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets, all of them."""
+
+TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"
+"""What torchrun alone sets. It may itself be a task of srun's or a rank of mpirun's, and its ranks are neither's."""
 
 
 class Bootstrap(Protocol):
@@ -234,18 +244,46 @@ def launched_size(environment: Mapping[str, str]) -> int | None:
     for name in MPI_SIZE_VARIABLES:
         if environment.get(name, "").isdigit():
             return int(environment[name])
-    return None
+    return _step_size(environment)
+
+
+def _step_size(environment: Mapping[str, str]) -> int | None:
+    """The number of tasks that srun started with this one, or None for one that is alone or not srun's."""
+    if not all(environment.get(name, "").isdigit() for name in STEP_VARIABLES):
+        return None
+    tasks = int(environment["SLURM_STEP_NUM_TASKS"])
+    return tasks if tasks > 1 else None
+
+
+def _speaks_pmi(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher offers this process what MPI libraries ask for their rank and size."""
+    if any(environment.get(name, "").isdigit() for name in MPI_SIZE_VARIABLES):
+        return True
+    alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"  # a single task of srun's may do without MPI
+    return bool(environment.get(NAMESPACE_VARIABLE)) and not alone
 
 
 def check_launcher(environment: Mapping[str, str], size: int, library: str) -> None:
     """Raise where the launcher started more ranks than the MPI library knows of: they are of different MPIs."""
     launched = launched_size(environment)
+    at_least = ""
+    if launched is None and environment.get("PMIX_RANK", "").isdigit():
+        launched, at_least = int(environment["PMIX_RANK"]) + 1, "at least "
     if launched is None or launched <= size:
         return
+    says = f"MPI says {size} ({library.splitlines()[0].strip()}). Every process would train alone."
+    others = (environment.get("OMPI_COMM_WORLD_SIZE"), environment.get("MPI_LOCALNRANKS"))  # mpirun may itself use srun
+    if _step_size(environment) == launched and not any(others):
+        raise UsageError(
+            f"srun and the MPI library must speak the same PMI: srun started {launched} tasks, and {says} Choose it "
+            "with srun --mpi=pmix (Open MPI) or srun --mpi=pmi2 (MPICH, Intel MPI); 'srun --mpi=list' tells what there "
+            "is. Or start the job with mpirun in the batch script. Set RINGRED_BOOTSTRAP=single for tasks that are to "
+            "be alone."
+        )
     raise UsageError(
-        f"The launcher and the MPI library must be of the same MPI: the launcher started {launched} ranks, and MPI "
-        f"says {size} ({library.splitlines()[0].strip()}). Every process would train alone. Start the job with "
-        "'ringred run', which finds the launcher of the MPI that mpi4py loads, or install mpi4py for the other MPI."
+        "The launcher and the MPI library must be of the same MPI: the launcher started "
+        f"{at_least}{launched} ranks, and {says} Start the job with 'ringred run', which finds the launcher of the MPI "
+        "that mpi4py loads, or install mpi4py for the other MPI."
     )
 
 
@@ -264,12 +302,15 @@ def choose(environment: Mapping[str, str]) -> str:
     asked = environment.get("RINGRED_BOOTSTRAP", "auto")
     if asked != "auto":
         return asked
-    mpi = sys.modules.get("mpi4py.MPI")
-    if launched_size(environment) is not None or (mpi is not None and mpi.COMM_WORLD.Get_size() > 1):
-        return "mpi"
-    if all(environment.get(name) for name in STORE_VARIABLES):
+    has_store = all(environment.get(name) for name in STORE_VARIABLES)
+    if has_store and environment.get(TORCHRUN_VARIABLE):
         return "store"
-    return "single"
+    mpi = sys.modules.get("mpi4py.MPI")
+    if _speaks_pmi(environment) or (mpi is not None and mpi.COMM_WORLD.Get_size() > 1):
+        return "mpi"
+    if has_store:  # before srun's: a script may make these variables of SLURM_PROCID and its like
+        return "store"
+    return "mpi" if _step_size(environment) is not None else "single"
 
 
 @contextlib.contextmanager

@@ -172,6 +172,17 @@ def test_launcher_of_another_mpi_than_mpi4pys(tmp_path: Path) -> None:
     assert "ringred run" in ended.text
 
 
+def test_task_of_srun_that_mpi_does_not_know_of(tmp_path: Path) -> None:
+    """As srun --mpi=none leaves it. Here srun is made up."""
+    pytest.importorskip("mpi4py", reason="needs mpi4py")
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    with Job() as job:
+        job.start([sys.executable, program(tmp_path, "import ringred as rr\nrr.init()")], clean_environment(**step))
+        (ended,) = job.wait()
+    assert ended.status == 1, ended.text
+    assert "srun started 2 tasks, and MPI says 1" in ended.text
+
+
 def test_launcher_of_another_mpi_is_noticed_on_all_ranks(tmp_path: Path) -> None:
     """Two ranks of a launcher that says four: all of them must stop, and the job ends."""
     pytest.importorskip("mpi4py", reason="needs mpi4py")

@@ -11,6 +11,15 @@ import ringred as rr
 from ringred import bootstrap
 
 STORE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = {**STORE, "TORCHELASTIC_RUN_ID": "none"}
+
+# As Slurm 22.05 sets them.
+SALLOC = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_TASKS_PER_NODE": "2(x2)"}
+BATCH = {**SALLOC, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_TASK_PID": "21"}
+STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+STEP_OF_ONE = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}
+PMIX = {"PMIX_NAMESPACE": "slurm.pmix.1.0", "PMIX_RANK": "3"}
+PMI2 = {"PMI_FD": "13", "PMI_JOBID": "3.0", "PMI_RANK": "3", "PMI_SIZE": "4"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +42,20 @@ def without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"PMI_SIZE": "2", "RINGRED_BOOTSTRAP": "store"}, "store"),
         ({"RINGRED_BOOTSTRAP": "mpi"}, "mpi"),
         ({**STORE, "RINGRED_BOOTSTRAP": "auto"}, "store"),
+        (SALLOC, "single"),
+        (BATCH, "single"),
+        (STEP, "mpi"),  # srun --mpi=none: MPI does not know of the other tasks, which check_launcher tells
+        ({**STEP, **PMIX}, "mpi"),
+        ({**STEP, **PMI2}, "mpi"),
+        ({**STEP, "RINGRED_BOOTSTRAP": "single"}, "single"),
+        (STEP_OF_ONE, "single"),
+        ({**STEP_OF_ONE, **PMIX, "PMIX_RANK": "0"}, "single"),
+        ({**STEP_OF_ONE, "OMPI_COMM_WORLD_SIZE": "2"}, "mpi"),  # mpirun in a task
+        (PMIX, "mpi"),  # a launcher that sets nothing else
+        ({**STEP, **STORE}, "store"),  # a script that sets them from SLURM_PROCID
+        ({**STEP, **PMIX, **STORE}, "mpi"),
+        ({**STEP, **PMIX, **TORCHRUN}, "store"),
+        ({**TORCHRUN, "OMPI_COMM_WORLD_SIZE": "2"}, "store"),  # mpirun starts one torchrun on each node
     ],
 )
 def test_choice(environment: dict[str, str], kind: str) -> None:
@@ -51,6 +74,10 @@ def test_launched_size() -> None:
     assert bootstrap.launched_size({}) is None
     assert bootstrap.launched_size({"PMI_SIZE": "many"}) is None
     assert bootstrap.launched_size({"PMI_SIZE": "8", "MPI_LOCALNRANKS": "4"}) == 8
+    assert bootstrap.launched_size({**STEP, **PMIX}) == 4
+    assert bootstrap.launched_size({**STEP, "OMPI_COMM_WORLD_SIZE": "8"}) == 8
+    for environment in (SALLOC, BATCH, STEP_OF_ONE, {**STEP, "SLURM_STEP_NUM_TASKS": ""}):
+        assert bootstrap.launched_size(environment) is None
 
 
 @pytest.mark.parametrize("name", bootstrap.MPI_SIZE_VARIABLES)
@@ -59,10 +86,31 @@ def test_launcher_and_library_of_different_mpis(name: str) -> None:
         bootstrap.check_launcher({name: "4"}, 1, "MPICH 5\nmore lines")
 
 
+@pytest.mark.parametrize("pmi", [{}, PMIX, PMI2])
+def test_srun_and_a_library_that_speaks_another_pmi(pmi: dict[str, str]) -> None:
+    with pytest.raises(rr.UsageError, match=r"srun started 4 tasks, and MPI says 1 \(MPICH 5\).*srun --mpi=pmi2"):
+        bootstrap.check_launcher({**STEP, **pmi}, 1, "MPICH 5\nmore lines")
+
+
+@pytest.mark.parametrize("mine", [{"OMPI_COMM_WORLD_SIZE": "4"}, {"PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}])
+def test_mpirun_that_uses_srun_is_not_taken_for_it(mine: dict[str, str]) -> None:
+    with pytest.raises(rr.UsageError, match="launcher started 4 ranks, and MPI says 1"):
+        bootstrap.check_launcher({**STEP, **mine}, 1, "any")
+
+
+def test_a_launcher_that_tells_no_size_and_a_library_of_another_mpi() -> None:
+    with pytest.raises(rr.UsageError, match="launcher started at least 4 ranks, and MPI says 1"):
+        bootstrap.check_launcher(PMIX, 1, "any")
+
+
 def test_launcher_and_library_that_belong_together() -> None:
     bootstrap.check_launcher({}, 1, "any")
     bootstrap.check_launcher({"OMPI_COMM_WORLD_SIZE": "4"}, 4, "any")
     bootstrap.check_launcher({"MPI_LOCALNRANKS": "2"}, 4, "any")  # of two nodes
+    bootstrap.check_launcher({**STEP, **PMIX}, 4, "any")
+    bootstrap.check_launcher(PMIX, 4, "any")
+    bootstrap.check_launcher(BATCH, 1, "any")
+    bootstrap.check_launcher({**STEP_OF_ONE, **PMIX, "PMIX_RANK": "0"}, 1, "any")
 
 
 @pytest.mark.parametrize(
