@@ -25,7 +25,7 @@ SOURCES := $(shell find csrc ringred -type f -not -name '*.pyc' 2>/dev/null) pyp
 
 .DEFAULT_GOAL := help
 .PHONY: help train test nightly bench dev lint format clean environment environment-dev install cpp-tests cpp-configure
-.PHONY: lint-ruff lint-format lint-mypy lint-clang lint-shell
+.PHONY: lint-ruff lint-format lint-mypy lint-clang lint-shell lint-docker lint-yaml
 
 help:
 	@echo "make train    train the digits example on four ranks (installs into .venv first)"
@@ -33,7 +33,7 @@ help:
 	@echo "make nightly  tests that take minutes: schedules of up to 1,024 ranks"
 	@echo "make bench    time allreduce on two ranks"
 	@echo "make dev      the developer's environment: the above plus linters and formatters"
-	@echo "make lint     ruff, mypy, clang-format, shellcheck"
+	@echo "make lint     ruff, mypy, clang-format, shellcheck, hadolint, yamllint"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make clean    remove build, reports and .venv"
 	@echo "PYTHON=/path/to/python chooses the interpreter; if it has a torch, that one is used."
@@ -77,7 +77,7 @@ cpp-configure: install
 	  || { cat build/tests-configure.log; exit 1; }
 
 # One target a tool, so that make --keep-going runs them all.
-lint: lint-ruff lint-format lint-mypy lint-clang lint-shell
+lint: lint-ruff lint-format lint-mypy lint-clang lint-shell lint-docker lint-yaml
 
 lint-ruff: environment-dev
 	ruff check .
@@ -92,7 +92,13 @@ lint-clang: environment-dev
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r clang-format --dry-run -Werror
 
 lint-shell: environment-dev
-	shellcheck .ci/run
+	shellcheck .ci/run examples/slurm/*.sbatch
+
+lint-docker: environment-dev
+	hadolint docker/*.Dockerfile
+
+lint-yaml: environment-dev
+	yamllint --strict examples
 
 format: environment-dev
 	ruff check --fix .
