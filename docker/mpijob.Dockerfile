@@ -14,7 +14,7 @@ FROM ${IMAGE}
 RUN apt-get update \
  && apt-get install -y --no-install-recommends openssh-client openssh-server \
  && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
- && useradd --create-home --uid 1000 mpiuser
+ && useradd --create-home --uid 1000 --password '*' mpiuser
 COPY docker/ssh_config /etc/ssh/ssh_config
 COPY docker/sshd_config /etc/ssh/sshd_config
 
