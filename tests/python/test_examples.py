@@ -1,4 +1,4 @@
-"""The examples for clusters and the images name things that are there, and their numbers agree."""
+"""The examples for clusters, the images and docs/cluster.md name things that are there, and their numbers agree."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SBATCH = sorted((ROOT / "examples/slurm").glob("*.sbatch"))
 IMAGES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 MPIJOB = ROOT / "examples/kubernetes/mpijob.yaml"
+CLUSTER = (ROOT / "docs/cluster.md").read_text()
 
 
 def instructions(image: Path) -> list[tuple[str, str]]:
@@ -150,3 +151,30 @@ def test_jobs_way_in_is_its_key_alone() -> None:
         assert line in lines
     assert "  StrictHostKeyChecking yes" in (ROOT / "docker/ssh_config").read_text().splitlines()
     assert ("USER", "1000") in instructions(ROOT / "docker/mpijob.Dockerfile")
+
+
+def sources() -> str:
+    """The sources in which messages are made, with texts that are written in parts joined."""
+    paths = [*(ROOT / "ringred").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in paths))
+
+
+def test_document_quotes_messages_that_there_are() -> None:
+    quoted = [" ".join(text.split()) for text in re.findall(r'\*\*.*?"(.+?)".*?\*\*', CLUSTER, re.DOTALL)]
+    assert len(quoted) >= 8
+    code = sources()
+    for text in quoted:
+        # Up to the first value, which the quotation has filled in.
+        start = re.split(r": (?:it is|srun|the launcher|one of)|'|\. ", text)[0].rstrip(".")
+        start = start.removeprefix("RINGRED_SLOT_BYTES")
+        assert len(start) > 20 and start in code, text
+
+
+def test_document_points_to_files_and_headings_that_there_are() -> None:
+    headings = {re.sub(r"[^\w -]", "", line.strip("# ")).lower().replace(" ", "-") for line in CLUSTER.splitlines()}
+    for target in re.findall(r"\]\(([^)]+)\)", CLUSTER):
+        path, _, heading = target.partition("#")
+        assert (ROOT / "docs" / path).exists(), target
+        assert not heading or heading in headings, target
+    for name in re.findall(r"`python (tools/[\w.]+)", CLUSTER):
+        assert (ROOT / name).is_file(), name
