@@ -80,8 +80,8 @@ class MpiBootstrap:
         self.communicator: Any = communicator
 
     def network(self) -> tuple[Any, str]:
-        """A link between nodes through the MPI library that mpi4py has loaded, on a communicator of its own, and what is
-        to be known of it, or "". Collective.
+        """A link between nodes through the MPI library that mpi4py has loaded, on a communicator of its own, and what
+        is to be known of it, or "". Collective.
 
         Raises:
             UsageError: MPI was initialised for calls by its main thread only.
@@ -90,9 +90,9 @@ class MpiBootstrap:
         if level < self._mpi.THREAD_SERIALIZED:
             names = {self._mpi.THREAD_SINGLE: "MPI_THREAD_SINGLE", self._mpi.THREAD_FUNNELED: "MPI_THREAD_FUNNELED"}
             raise UsageError(
-                "Between nodes ringred calls MPI from the threads that call ringred and from one of its own, so MPI must "
-                f"be initialised with MPI_THREAD_MULTIPLE: it is with {names.get(level, level)}. Remove what lowers it "
-                "(mpi4py.rc.thread_level, MPI4PY_RC_THREAD_LEVEL, or another library that initialises MPI first)."
+                "Between nodes ringred calls MPI from the threads that call ringred and from one of its own, so MPI "
+                f"must be initialised with MPI_THREAD_MULTIPLE: it is with {names.get(level, level)}. Remove what lowers "
+                "it (mpi4py.rc.thread_level, MPI4PY_RC_THREAD_LEVEL, or another library that initialises MPI first)."
             )
         with self._named_losses():
             communicator, request = self.communicator.Idup()
@@ -109,8 +109,8 @@ class MpiBootstrap:
         )
         self._link = communicator  # lives as long as this
         return network, "" if multiple else (
-            "MPI allows one thread at a time (MPI_THREAD_SERIALIZED), so data moves between nodes only while this program "
-            "is inside a call of ringred's: nothing is hidden behind the backward pass."
+            "MPI allows one thread at a time (MPI_THREAD_SERIALIZED), so data moves between nodes only while this "
+            "program is inside a call of ringred's: nothing is hidden behind the backward pass."
         )
 
     def allgather(self, value: Any) -> list[Any]:

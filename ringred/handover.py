@@ -48,8 +48,9 @@ class Peer:
 def exchange(
     bootstrap: Bootstrap, descriptor: int, node: str, timeout_seconds: float
 ) -> tuple[dict[int, Peer], list[int]]:
-    """Hand `descriptor` to the other ranks of this node and receive theirs. Collective: if it fails on one rank, it does
-    on all.
+    """Hand `descriptor` to the other ranks of this node and receive theirs.
+
+    Collective: if it fails on one rank, it does on all.
 
     Args:
         node: the name that RINGRED_NODE gives this rank's node, or "" to let the sockets tell.
@@ -196,8 +197,8 @@ def _nodes(reached: list[list[int]]) -> list[int]:
         if lower != expected:
             raise UsageError(
                 "Ranks of one node must all reach each other: rank "
-                f"{rank} reaches the ranks {lower}, and {first[rank]} is on one node with {expected}. Start them in one "
-                "network namespace, or tell their nodes apart with RINGRED_NODE."
+                f"{rank} reaches the ranks {lower}, and rank {first[rank]} is on one node with {expected}. Start them "
+                "in one network namespace, or tell their nodes apart with RINGRED_NODE."
             )
     numbers = {rank: number for number, rank in enumerate(sorted(set(first)))}
     return [numbers[rank] for rank in first]

@@ -174,7 +174,9 @@ class Registrar:
         offsets = self._together("prepare", ranks, lambda: self.engine.prepare_group(ranks) if member else 0)
         chosen = [offsets[rank] for rank in ranks]
         self._serial = serial = self._serial + 1
-        self._together("connect", ranks, lambda: self.engine.connect_group(number, ranks, chosen, serial) if member else None)
+        self._together(
+            "connect", ranks, lambda: self.engine.connect_group(number, ranks, chosen, serial) if member else None
+        )
         with self._lock:
             self._sets[number] = one
         one.registered(self, number)

@@ -62,7 +62,9 @@ _generation = 0
 
 
 def init(comm: Any = None, process_sets: Any = None) -> None:
-    """Meet the other ranks of this job: share memory with those on this node, and connect to other nodes through MPI. Collective; idempotent; works after shutdown().
+    """Meet the other ranks of this job: share memory with those of this node, and connect to other nodes through MPI.
+
+    Collective; idempotent; works after shutdown().
 
     The launcher decides how ranks meet: mpirun (through mpi4py), torchrun or its variables RANK, WORLD_SIZE,
     MASTER_ADDR and MASTER_PORT (through torch's TCPStore), or a plain process alone (size 1).
@@ -316,7 +318,9 @@ def _spanning(meeting: bootstrap.Bootstrap, engine: _core.Engine) -> _core.Spann
     ranks, number = list(range(meeting.size)), _core.CALLERS_GROUP
     offset = agree(meeting, "prepare its synchronous calls", lambda: engine.prepare_group(ranks))
     offsets = meeting.allgather(offset)
-    agree(meeting, "connect its synchronous calls", lambda: engine.connect_group(number, ranks, offsets, CALLERS_SERIAL))
+    agree(
+        meeting, "connect its synchronous calls", lambda: engine.connect_group(number, ranks, offsets, CALLERS_SERIAL)
+    )
     return _core.SpanningCommunicator(engine, number)
 
 

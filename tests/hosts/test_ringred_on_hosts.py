@@ -58,7 +58,7 @@ try:
         rr.allreduce_(values, rr.Max)
         if rr.rank() == 0:
             print(".", flush=True)
-except rr.Error as error:
+except (rr.PeerLostError, rr.TimeoutError) as error:
     print(f"rank {rr.rank()} ended with {type(error).__name__}: {error}", flush=True)
     sys.exit(7)
 """
