@@ -91,8 +91,9 @@ class MpiBootstrap:
             names = {self._mpi.THREAD_SINGLE: "MPI_THREAD_SINGLE", self._mpi.THREAD_FUNNELED: "MPI_THREAD_FUNNELED"}
             raise UsageError(
                 "Between nodes ringred calls MPI from the threads that call ringred and from one of its own, so MPI "
-                f"must be initialised with MPI_THREAD_MULTIPLE: it is with {names.get(level, level)}. Remove what lowers "
-                "it (mpi4py.rc.thread_level, MPI4PY_RC_THREAD_LEVEL, or another library that initialises MPI first)."
+                f"must be initialised with MPI_THREAD_MULTIPLE: it is with {names.get(level, level)}. Remove what "
+                "lowers it (mpi4py.rc.thread_level, MPI4PY_RC_THREAD_LEVEL, or another library that initialises MPI "
+                "first)."
             )
         with self._named_losses():
             communicator, request = self.communicator.Idup()

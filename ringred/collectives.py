@@ -27,7 +27,8 @@ def barrier() -> None:
 def allreduce(array: Array, op: Op = Op.Average, *, out: Array = None, tag: str = "") -> Array:
     """Return the combination of all ranks' arrays, as a new array of the same kind, shape and dtype, or in `out`.
 
-    All ranks get the same bits, and the same from run to run: values are combined in rank order.
+    All ranks get the same bits, and the same from run to run: values are combined in rank order. Across nodes those of
+    each node are combined first, in rank order, then the nodes' results; half types are rounded after each of the two.
 
     Args:
         array: a numpy array, torch CPU tensor, or anything with the buffer protocol or DLPack, of any shape; bool,
