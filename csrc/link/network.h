@@ -5,7 +5,8 @@
 //   send(transfer, ...)     begins to send; the bytes stay as they are until the transfer is over.
 //   receive(transfer, ...)  begins to receive into `room` bytes; a message may be shorter, never longer.
 //   poll()                  moves whatever can move and marks transfers that are over; whether there were any.
-//   cancel(transfer)        asks that a receive end without a message. It is over when it is no longer pending, which may
+//   cancel(transfer)        asks that a receive end without a message. It is over when it is no longer pending, which
+//   may
 //                           be never: its memory stays until then.
 //
 // Invariant: messages of one sender, receiver and tag arrive whole, once, and in the order in which they were sent, and

@@ -171,15 +171,12 @@ void bind_engine(py::module_& module) {
           py::arg("op") = 1, py::arg("prescale") = 1.0, py::arg("postscale") = 1.0, py::arg("root") = -1,
           py::arg("wire") = "", py::arg("splits") = py::none(), py::arg("allow") = false, py::arg("waits") = false)
       .def(
-          "prepare_group",
-          [](PythonEngine& self, const std::vector<int>& ranks) { return self->prepare_group(ranks); },
+          "prepare_group", [](PythonEngine& self, const std::vector<int>& ranks) { return self->prepare_group(ranks); },
           py::arg("ranks"))
       .def(
           "connect_group",
-          [](PythonEngine& self, std::uint32_t number, std::vector<int> ranks,
-             const std::vector<std::size_t>& offsets, int serial) {
-            self->connect_group(number, std::move(ranks), offsets, serial);
-          },
+          [](PythonEngine& self, std::uint32_t number, std::vector<int> ranks, const std::vector<std::size_t>& offsets,
+             int serial) { self->connect_group(number, std::move(ranks), offsets, serial); },
           py::arg("number"), py::arg("ranks"), py::arg("offsets"), py::arg("serial"))
       .def(
           "remove_group", [](PythonEngine& self, std::uint32_t number) { self->remove_group(number); },

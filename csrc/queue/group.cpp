@@ -263,7 +263,7 @@ bool Group::begin_next() {
 }
 
 bool Group::open_next() {
-  if (mine_.tail.load(std::memory_order_relaxed) <= calls_) return false;
+  if (mine_.tail.load(std::memory_order_acquire) <= calls_) return false;
   const std::uint32_t number_of_name = layout_.ring_of(mine_)[calls_ % GroupBlock::most_entries];
   mine_in_batch_ = {in_flight(number_of_name)};
   Operation& operation = *mine_in_batch_.front();

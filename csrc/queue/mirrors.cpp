@@ -27,7 +27,6 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
     kept_.push_back(std::make_unique<Incoming>());
     kept_.back()->member = member;
     kept_.back()->bytes.resize(sizeof(Note) + sizeof(Entry) + inline_bytes);
-    await_note(*kept_.back());
   }
 }
 
@@ -180,6 +179,8 @@ void Mirrors::await_note(Incoming& incoming) {
 
 bool Mirrors::take(std::uint32_t& events) {
   if (over_) return false;
+  if (!std::exchange(listens_, true))
+    for (auto& incoming : kept_) await_note(*incoming);
   bool taken = false;
   for (auto& incoming : kept_)
     while (!incoming->transfer.pending && take_note(*incoming, events)) taken = true;

@@ -17,7 +17,7 @@
 // lies, so that slots are not copied once more. A slot may be filled again when it has been sent (is_sending) and all
 // members have left it, which the words tell.
 //
-// Invariant: all calls are the driver's; the network is driven by it alone.
+// Invariant: all calls but construction and destruction, which leave the network alone, are the driver's.
 #pragma once
 
 #include <array>
@@ -137,7 +137,7 @@ class Mirrors {
   std::array<int, GroupLayout::slots> slots_sending_{};
   std::vector<std::unique_ptr<Incoming>> kept_;
   std::vector<std::size_t> committed_;  // by member: how many bytes of its mirror's table of names
-  bool over_ = false;
+  bool listens_ = false, over_ = false;
 };
 
 }  // namespace ringred
