@@ -182,6 +182,13 @@ def cross_size() -> int:
     return len(_nodes_with_local_rank())
 
 
+def ranks_by_node() -> list[int]:
+    """How many ranks each node has."""
+    communicator()
+    nodes = _known().nodes
+    return [nodes.count(node) for node in sorted(set(nodes))]
+
+
 def on_one_node(ranks: Iterable[int]) -> bool:
     """Whether these ranks of the world share a node."""
     nodes = _known().nodes

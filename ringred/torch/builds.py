@@ -76,7 +76,7 @@ def is_homogeneous() -> bool:
     Raises:
         UsageError: init() was not called.
     """
-    return world.size() == world.local_size() * world.cross_size()
+    return len(set(world.ranks_by_node())) == 1
 
 
 def _mpi() -> Any:

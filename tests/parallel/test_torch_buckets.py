@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from rank_data import needs_ranks
+from rank_data import needs_ranks, nodes_of_ranks
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -415,11 +415,15 @@ def test_dtypes_mixed_in_one_model(way: str) -> None:
         optimizer.step()
         for number, parameter in enumerate(model.parameters()):
             wide = torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
-            total = gradients[0][number].to(wide)  # type: ignore[union-attr]
-            for others in gradients[1:]:
-                total = total + others[number].to(wide)  # type: ignore[union-attr]
-            assert parameter.grad is not None
-            assert torch.equal(parameter.grad, (total / hvd.size()).to(parameter.dtype))
+            nodes: dict[int, torch.Tensor] = {}
+            for node, one in zip(nodes_of_ranks(), gradients, strict=True):
+                more = one[number].to(wide)  # type: ignore[union-attr]
+                nodes[node] = nodes[node] + more if node in nodes else more
+            average = sum(nodes.values()) / hvd.size()
+            if wide != parameter.dtype and len(nodes) > 1:  # halves: each node divides and rounds
+                average = sum((one / hvd.size()).to(parameter.dtype).to(wide) for one in nodes.values())
+            assert parameter.grad is not None and isinstance(average, torch.Tensor)
+            assert torch.equal(parameter.grad, average.to(parameter.dtype))
     rr.check_replicas(model, optimizer)
     optimizer.close()
 

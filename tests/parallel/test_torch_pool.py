@@ -286,7 +286,7 @@ def test_the_norm_is_taken_on_the_way() -> None:
 
 @pytest.mark.parametrize("to_none", [True, False])
 def test_fused_gradients_are_computed_in_the_arena_one_after_the_other(
-    to_none: bool, monkeypatch: pytest.MonkeyPatch
+    one_node: None, to_none: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for choice in ("on", "off"):
