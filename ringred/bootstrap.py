@@ -79,13 +79,8 @@ class MpiBootstrap:
             self._finish(request)
         self.communicator: Any = communicator
 
-    def network(self) -> tuple[Any, str]:
-        """A link between nodes through the MPI library that mpi4py has loaded, on a communicator of its own, and what
-        is to be known of it, or "". Collective.
-
-        Raises:
-            UsageError: MPI was initialised for calls by its main thread only.
-        """
+    def check_thread_level(self) -> None:
+        """Raise UsageError where MPI was initialised for calls by its main thread only."""
         level = self._mpi.Query_thread()
         if level < self._mpi.THREAD_SERIALIZED:
             names = {self._mpi.THREAD_SINGLE: "MPI_THREAD_SINGLE", self._mpi.THREAD_FUNNELED: "MPI_THREAD_FUNNELED"}
@@ -95,6 +90,12 @@ class MpiBootstrap:
                 "lowers it (mpi4py.rc.thread_level, MPI4PY_RC_THREAD_LEVEL, or another library that initialises MPI "
                 "first)."
             )
+
+    def network(self) -> tuple[Any, str]:
+        """A link between nodes through the MPI library that mpi4py has loaded, on a communicator of its own, and what
+        is to be known of it, or "". Collective, after all ranks have checked their thread level.
+        """
+        level = self._mpi.Query_thread()
         with self._named_losses():
             communicator, request = self.communicator.Idup()
             self._finish(request)

@@ -292,7 +292,11 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
                 network=network,
             ),
         )
-        calls = communicator or _spanning(meeting, engine)
+        try:
+            calls = communicator or _spanning(meeting, engine)
+        except BaseException:
+            engine.leave("its init() failed")
+            raise
     except BaseException:
         for peer in peers.values():
             peer.close()
@@ -314,6 +318,7 @@ def _network(meeting: bootstrap.Bootstrap, nodes: list[int], settings: dict[str,
             f"{len(set(nodes))} nodes ({ranks}). Start them with mpirun or srun, or on one machine and in one network "
             "namespace, with RINGRED_NODE the same or not set."
         )
+    agree(meeting, "call MPI from its threads", meeting.check_thread_level)
     network, remark = agree(meeting, "connect the nodes", meeting.network)
     if remark and meeting.rank == 0:
         environment.say(remark, "warning", settings)

@@ -115,7 +115,12 @@ class MpiNetwork : public Network {
       owners_.push_back(&transfer);
       ++transfer.parts;
       const int error = one(at, static_cast<int>(part), &requests_.back());
-      if (error != success) fail(error, peer);
+      if (error != success) {
+        requests_.pop_back();
+        owners_.pop_back();
+        if (--transfer.parts == 0) transfer.pending = false;
+        fail(error, peer);
+      }
       at += part;
     } while (at < bytes);
     indices_.resize(requests_.size());

@@ -3,7 +3,8 @@
 // The contract, for one rank's view, used by one thread at a time:
 //
 //   send(transfer, ...)     begins to send; the bytes stay as they are until the transfer is over.
-//   receive(transfer, ...)  begins to receive into `room` bytes; a message may be shorter, never longer.
+//   receive(transfer, ...)  begins to receive into `room` bytes. A message may be shorter, never longer; of more than a
+//                           gigabyte it is as long as the room.
 //   poll()                  moves whatever can move and marks transfers that are over; whether there were any.
 //   cancel(transfer)        asks that a receive end without a message. It is over when it is no longer pending, which
 //   may

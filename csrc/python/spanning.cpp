@@ -82,6 +82,9 @@ class SpanningCommunicator {
 
   void call(CallKind kind, Op op, int root, const std::string& tag, std::vector<Tensor> tensors, KeptArrays kept) {
     const Inside inside(*this, kind);
+    if (last_ && !last_->done())
+      fail_usage("A synchronous call that was interrupted has to end before the next one: '" +
+                 last_->request.describe() + "' is still in flight. Call shutdown() and init() on all ranks to go on.");
     Request request;
     request.kind = kind;
     request.op = op;
@@ -90,10 +93,10 @@ class SpanningCommunicator {
     request.tag = tag;
     request.name = calls_ % 2 == 0 ? "even call" : "odd call";  // see opening.h
     request.tensors = std::move(tensors);
-    const std::shared_ptr<Operation> operation = engine_->submit(group_, std::move(request), std::move(kept), true);
+    last_ = engine_->submit(group_, std::move(request), std::move(kept), true);
     ++calls_;
     GilHooks hooks;
-    (*engine_)->wait(*operation, hooks);
+    (*engine_)->wait(*last_, hooks);
   }
 
   // One thread at a time, as in a Communicator.
@@ -115,6 +118,7 @@ class SpanningCommunicator {
   const std::shared_ptr<PythonEngine> engine_;
   const std::uint32_t group_;
   std::uint64_t calls_ = 0;
+  std::shared_ptr<Operation> last_;
   std::atomic<const char*> active_{nullptr};
   const char* closed_ = nullptr;  // guarded by the GIL
 };

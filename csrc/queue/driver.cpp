@@ -212,14 +212,15 @@ void Driver::run() {
       look(false);
       if (driven_.busy()) last_work = monotonic_now();
       bell_.state.store(EngineBell::engine_sleeps, std::memory_order_seq_cst);  // (1)
-      const bool settled = monotonic_now() - last_work > settling_time;
+      // With something to send it does not, however long that takes: nobody rings for it.
+      const bool aged = monotonic_now() - last_work > settling_time, settled = aged && !driven_.polls();
       sleeps_for_ever_.store(settled, std::memory_order_seq_cst);
       if (driven_.advance(false) || (settled && driven_.busy())) {  // (2)
         sleeps_for_ever_.store(false, std::memory_order_seq_cst);
         last_work = monotonic_now();
         continue;
       }
-      deadline = settled ? 0 : monotonic_now() + (polls_itself() ? poll_interval : look_interval);
+      deadline = settled ? 0 : monotonic_now() + (polls_itself() && !aged ? poll_interval : look_interval);
     }
     if (!stopping_.load(std::memory_order_seq_cst))
       futex_sleep(bell_.state, EngineBell::engine_sleeps, EngineBell::engine_sleeps, deadline);

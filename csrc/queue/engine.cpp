@@ -18,8 +18,12 @@ constexpr const char* after_fork =
     "A forked child cannot take part in its parent's collectives: this process was forked from one that called "
     "ringred.init(). Let only the ranks call it; workers of data loaders may ask for rank() and size().";
 
-// MPI has tags up to 32767 at least. A group has ended long before its number comes again.
-constexpr int most_tags = 32'000;
+// MPI has tags up to 32767 at least. The first two groups stay; others have ended long before their tag comes again.
+constexpr int lasting_groups = 2, most_tags = 32'000;
+
+int tag_of(int serial) {
+  return serial < lasting_groups ? serial : lasting_groups + (serial - lasting_groups) % (most_tags - lasting_groups);
+}
 
 RankBlock* rank_block(std::byte* base, std::size_t offset) {
   return reinterpret_cast<RankBlock*>(base + offset);
@@ -74,7 +78,7 @@ void Engine::Memory::make_world(Arena& arena, int own, int size, const std::vect
 std::size_t Engine::Memory::bytes(int size, const Settings& settings) {
   constexpr std::size_t huge_page = std::size_t{2} << 20;  // to which large blocks are aligned
   return round_up(sizeof(RankBlock), huge_page) +
-         round_up(Group::bytes(static_cast<std::size_t>(size), false, settings), huge_page);
+         round_up(Group::bytes(Nodes(nodes_of(all_ranks(size), {})), settings), huge_page);
 }
 
 Engine::Engine(Setup setup)
@@ -166,6 +170,12 @@ bool Engine::guarded(Group& group, Step&& step) {
 
 bool Engine::end_after(Group& group, const std::exception& error) {
   try {
+    const auto* known = dynamic_cast<const Error*>(&error);
+    if (known != nullptr && known->kind() == ErrorKind::peer_lost) {  // of the network
+      group.close(Error(known->kind(), std::string(known->what()) + "." + restart_remedy),
+                  std::string("broke off (") + known->what() + ")");
+      return false;
+    }
     const std::string reason =
         std::string("an operation failed on rank ") + std::to_string(rank()) + ": " + error.what();
     group.close(Error(ErrorKind::system, reason + ". Call shutdown() and init() on all ranks to go on."),
@@ -293,6 +303,7 @@ void Engine::connect_group(std::uint32_t number, std::vector<int> ranks, const s
     fail_usage("A process set is made of distinct ranks of the world in ascending order, this one among them.");
   std::shared_ptr<Arena::Block> memory;
   {
+    const Driver::Exclusive exclusive(driver_);  // the network may still write to removed groups
     const std::lock_guard lock(groups_mutex_);
     const auto prepared = prepared_.find(offsets[static_cast<std::size_t>(me - ranks.begin())]);
     if (prepared == prepared_.end() || groups_[number])
@@ -313,9 +324,9 @@ std::shared_ptr<Group> Engine::make_group(std::uint32_t number, std::vector<int>
   setup.index = place_of(rank(), ranks);
   setup.nodes = nodes_of(ranks, setup_.nodes);
   setup.network = setup_.network.get();
-  setup.tag = serial % most_tags;
+  setup.tag = tag_of(serial);
   const Nodes nodes(setup.nodes);
-  const std::size_t distance = Group::bytes(ranks.size(), nodes.several(), setup_.settings);
+  const std::size_t distance = Group::bytes(nodes, setup_.settings);
   for (std::size_t member = 0; member < ranks.size(); ++member) {
     const auto peer = static_cast<std::size_t>(ranks[member]);
     std::size_t holder = member, place = 0;  // the place-th block in the memory of the holder

@@ -13,8 +13,9 @@ namespace {
 
 constexpr std::size_t entries_at_a_time = 256;
 
-GroupLayout layout_for(std::size_t size, bool spans_nodes, const Settings& settings) {
-  return GroupLayout::of(size, spans_nodes, settings.slot_bytes);
+GroupLayout layout_for(const Nodes& nodes, const Settings& settings) {
+  const auto parts = static_cast<std::size_t>(nodes.columns() * nodes.count());
+  return GroupLayout::of(nodes.size(), parts, nodes.several(), settings.slot_bytes);
 }
 
 Event event_of(Stage stage) {
@@ -27,21 +28,21 @@ Event event_of(Stage stage) {
 }  // namespace
 
 std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, const Nodes& nodes, int index, const Settings& settings) {
-  const GroupLayout layout = layout_for(nodes.size(), nodes.several(), settings);
+  const GroupLayout layout = layout_for(nodes, settings);
   const std::size_t blocks = 1 + nodes.kept_by(index).size();
   auto block = arena.reserve(blocks * layout.end());
   for (std::size_t place = 0; place < blocks; ++place) block->commit(place * layout.end(), layout.entries());
   return block;
 }
 
-std::size_t Group::bytes(std::size_t size, bool spans_nodes, const Settings& settings) {
-  return layout_for(size, spans_nodes, settings).end();
+std::size_t Group::bytes(const Nodes& nodes, const Settings& settings) {
+  return layout_for(nodes, settings).end();
 }
 
 Group::Group(Setup setup)
     : setup_(std::move(setup)),
       nodes_(setup_.nodes),
-      layout_(layout_for(setup_.ranks.size(), nodes_.several(), *setup_.settings)),
+      layout_(layout_for(nodes_, *setup_.settings)),
       mine_(*setup_.blocks[static_cast<std::size_t>(setup_.index)]),
       names_(GroupBlock::most_entries) {
   mine_.entries_at = layout_.entries();
@@ -50,9 +51,9 @@ Group::Group(Setup setup)
   mine_.index = static_cast<std::uint32_t>(setup_.index);
   std::copy(setup_.ranks.begin(), setup_.ranks.end(), mine_.ranks);
   if (nodes_.several())
-    mirrors_ = std::make_unique<Mirrors>(Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks,
-                                                        setup_.blocks, setup_.memory.get(), layout_},
-                                         nodes_);
+    mirrors_ = std::make_unique<Mirrors>(
+        Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks, setup_.blocks, setup_.memory, layout_},
+        nodes_);
   player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
   if (is_sequencer() && !in_step())
     sequencer_ = std::make_unique<Sequencer>(setup_.blocks, layout_, setup_.settings->fusion_bytes);
@@ -174,14 +175,15 @@ bool Group::advance() {
     moved = true;
   }
   if (in_step()) {
-    moved |= playing_ ? play() : open_next();
-    if (mirrors_) moved |= mirrors_->tell_words();
+    moved |= !playing_ && open_next();
+    moved |= playing_ && play();  // at once: what it gives goes with what it is
+    if (mirrors_) moved |= mirrors_->tell_words(combines());
     // What comes between two calls is for the next one: nobody has to be woken for it.
     return (moved && in_flight_count_.load(std::memory_order_relaxed) > 0) || note_awaits();
   }
-  if (mirrors_) moved |= mirrors_->tell();  // records before anything that follows from them
+  if (mirrors_) moved |= mirrors_->tell(combines());  // records before anything that follows from them
   moved |= playing_ ? play() : begin_next();
-  if (mirrors_) moved |= mirrors_->tell();
+  if (mirrors_) moved |= mirrors_->tell(combines());
   return moved || note_awaits();
 }
 

@@ -61,7 +61,7 @@ class Group {
   // of bytes(); and how many bytes of addresses one takes.
   static std::shared_ptr<Arena::Block> reserve(Arena& arena, const Nodes& nodes, int index, const Settings& settings);
 
-  static std::size_t bytes(std::size_t size, bool spans_nodes, const Settings& settings);
+  static std::size_t bytes(const Nodes& nodes, const Settings& settings);
 
   std::uint32_t number() const { return setup_.number; }
   int size() const { return static_cast<int>(setup_.ranks.size()); }
@@ -132,6 +132,7 @@ class Group {
   std::shared_ptr<Operation> in_flight(std::uint32_t number);
   bool needs(std::size_t member) const;
   bool take_notes();
+  bool combines() const { return playing_ && player_->combines(); }
   void look_at_members();
   void look_at_deadline(std::int64_t now);
   std::string end_of(std::size_t member) const;

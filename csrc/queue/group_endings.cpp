@@ -51,11 +51,16 @@ void Group::look(std::int64_t now) {
 }
 
 // Whether what runs or waits here can go on without a member that takes no further part: it cannot if the step that
-// comes next waits for that member, or if nothing is agreed on that could still run. To be called after the member was
-// seen to have left: what it did before is visible then.
+// comes next waits for that member, or for one of another node whose mirror that member keeps here; or if nothing is
+// agreed on that could still run. To be called after the member was seen to have left: what it did before is visible
+// then. What it has consumed and this member does not know of yet is on its way, from the sequencer.
 bool Group::needs(std::size_t member) const {
-  if (playing_) return player_->awaits().member == static_cast<int>(member);
-  return next_record() == nullptr;
+  const int one = static_cast<int>(member), here = nodes_.of(setup_.index);
+  if (!playing_)
+    return next_record() == nullptr && setup_.blocks[member]->consumed.load(std::memory_order_seq_cst) <=
+                                           mine_.consumed.load(std::memory_order_relaxed);
+  const int awaited = player_->awaits().member;
+  return awaited == one || (awaited >= 0 && nodes_.of(awaited) != here && nodes_.keeper(awaited, here) == one);
 }
 
 void Group::look_at_members() {

@@ -19,10 +19,10 @@ struct GroupLayout {
 
   // Across nodes slots are twice as large: a turn has two messages in each direction, and fewer of them that are longer
   // take less time (docs/decisions/0008).
-  static GroupLayout of(std::size_t size, bool spans_nodes, std::size_t slot_setting) {
+  static GroupLayout of(std::size_t size, std::size_t parts, bool spans_nodes, std::size_t slot_setting) {
     const std::size_t wanted_slot_bytes = slot_setting * (spans_nodes ? 2 : 1);
-    // A slot is divided among the ranks in whole cache lines.
-    const std::size_t least = 64 * size;
+    // A slot is divided among the ranks, or the parts of a turn, in whole cache lines.
+    const std::size_t least = 64 * (parts > size ? parts : size);
     return {size, round_up(wanted_slot_bytes > least ? wanted_slot_bytes : least, page)};
   }
 

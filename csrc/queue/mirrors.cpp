@@ -30,11 +30,19 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
   }
 }
 
-// What the network still reads or writes stays where it is.
+// What the network still reads or writes stays where it is, for as long as the process lives: also this member's
+// memory, from which long notes are sent and into which they come.
 Mirrors::~Mirrors() {
-  for (auto& outgoing : sending_) static_cast<void>(outgoing.release());
+  bool in_use = false;
+  const auto leak = [&](auto& one) {
+    static_cast<void>(one.release());
+    in_use = true;
+  };
+  for (auto& outgoing : sending_)
+    if (outgoing->head.pending || outgoing->body.pending) leak(outgoing);
   for (auto& incoming : kept_)
-    if (incoming->transfer.pending) static_cast<void>(incoming.release());
+    if (incoming->transfer.pending) leak(incoming);
+  if (in_use) static_cast<void>(new std::shared_ptr<Arena::Block>(setup_.memory));
 }
 
 Mirrors::Words Mirrors::words() const {
@@ -63,7 +71,13 @@ void Mirrors::send_note(int node, std::size_t offset, std::size_t bytes, const W
   std::memcpy(end, &note, sizeof note);
   end += sizeof note;
   if (enters) {
-    std::memcpy(end, static_cast<const void*>(&setup_.layout.entries_of(mine_)[note.entry]), sizeof(Entry));
+    // But for its atomic words, one of which others of this rank write.
+    const Entry& own = setup_.layout.entries_of(mine_)[note.entry];
+    constexpr std::size_t plain = offsetof(Entry, hash);
+    const std::uint64_t submissions = own.submissions.load(std::memory_order_relaxed);
+    std::memset(end, 0, plain);
+    std::memcpy(end + offsetof(Entry, submissions), &submissions, sizeof submissions);
+    std::memcpy(end + plain, reinterpret_cast<const std::byte*>(&own) + plain, sizeof own - plain);
     end += sizeof(Entry);
   }
   if (whole && bytes > 0) std::memcpy(end, data, bytes);
@@ -96,20 +110,21 @@ void Mirrors::recycle() {
   }
 }
 
-// What only says that this member has finished something may wait for the next note, as long as nobody can be held up:
-// with nothing under way here, the others need to know of all but the last two turns (three share a slot), and of all
-// but some records (GroupBlock::log_records).
-bool Mirrors::is_due(const Words& now, const Words& told) const {
-  constexpr std::uint64_t late_turns = 2, late_records = 4;
+// What only says that this member has finished something may wait for the next note, as long as nobody is held up by
+// it. To copy in turn t the others need to know that this member has left turn t-3. With nothing under way here it has
+// left all turns, so it may keep two of them to itself. Records: GroupBlock::log_records of them may be unfinished.
+// That a member has copied in is not waited for on other nodes where its node combines first.
+bool Mirrors::is_due(const Words& now, const Words& told, bool combines) const {
+  constexpr std::uint64_t late_records = 4;
   Words early = now;
   early.left = told.left;
   early.consumed = told.consumed;
+  if (combines) early.copied = told.copied;
   if (early != told) return true;
-  const std::uint64_t turns = now.left == now.copied ? late_turns : 0;
-  return now.left - told.left > turns || now.consumed - told.consumed > late_records;
+  return now.left - told.left > (now.left == now.copied ? 2u : 0u) || now.consumed - told.consumed > late_records;
 }
 
-bool Mirrors::tell() {
+bool Mirrors::tell(bool combines) {
   if (over_) return false;
   // Each with a note of its own: a note has room for one.
   while (told_tail_ < mine_.tail.load(std::memory_order_acquire)) {
@@ -117,17 +132,17 @@ bool Mirrors::tell() {
     for (int node = 0; node < nodes_.count(); ++node)
       if (node != nodes_.of(setup_.index)) send_note(node, 0, 0, words());
   }
-  return tell_words();
+  return tell_words(combines);
 }
 
-bool Mirrors::tell_words() {
+bool Mirrors::tell_words(bool combines) {
   if (over_) return false;
   tell_records();
   bool told = false;
   const Words now = words();
   for (int node = 0; node < nodes_.count(); ++node) {
     const auto place = static_cast<std::size_t>(node);
-    const bool due = due_entry_[place] != LogRecord::no_number || is_due(now, told_[place]);
+    const bool due = due_entry_[place] != LogRecord::no_number || is_due(now, told_[place], combines);
     if (node == nodes_.of(setup_.index) || !due) continue;
     send_note(node, 0, 0, now);
     told = true;

@@ -41,10 +41,10 @@ class Mirrors {
   struct Setup {
     Network* network;
     int tag;
-    int index;                        // of this member
-    std::vector<int> ranks;           // of the world, by member
-    std::vector<GroupBlock*> blocks;  // by member: its own block, or its mirror on this node
-    Arena::Block* memory;             // in which this member's block and the mirrors that it keeps lie
+    int index;                             // of this member
+    std::vector<int> ranks;                // of the world, by member
+    std::vector<GroupBlock*> blocks;       // by member: its own block, or its mirror on this node
+    std::shared_ptr<Arena::Block> memory;  // in which this member's block and the mirrors that it keeps lie
     GroupLayout layout;
   };
   Mirrors(Setup setup, const Nodes& nodes);
@@ -59,11 +59,11 @@ class Mirrors {
   void send(int node, std::size_t offset, std::size_t bytes, bool last);
 
   // Tells all nodes what they do not know yet: new submissions, new records of the log, words. Returns whether there
-  // was something.
-  bool tell();
+  // was something. `combines`: a movement is played that does, see turns.h.
+  bool tell(bool combines);
 
   // As tell(), but for submissions: whoever adds entries tells these.
-  bool tell_words();
+  bool tell_words(bool combines);
 
   // The next submission is told with the next note, whatever that is.
   void add_entry();
@@ -113,7 +113,7 @@ class Mirrors {
 
   Words words() const;
   void send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record = false);
-  bool is_due(const Words& now, const Words& told) const;
+  bool is_due(const Words& now, const Words& told, bool combines) const;
   void tell_records();
   void await_note(Incoming& incoming);
   bool take_note(Incoming& incoming, std::uint32_t& events);

@@ -61,7 +61,7 @@ void BroadcastMovement::copy_out(std::size_t turn, const Slots& slots) {
 }
 
 void BroadcastMovement::needed(Stage stage, std::size_t turn, int, std::vector<Stretch>& stretches) const {
-  if (stage == Stage::copy_in && index_ == root_)
+  if (stage == Stage::copy_in && index_ == root_ && pieces_.count() > 0)  // a joined member has nothing
     stretches.push_back({0, std::min(slot_bytes_, bytes_ - turn * slot_bytes_)});
 }
 

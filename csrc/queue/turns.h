@@ -74,6 +74,7 @@ class TurnPlayer {
   // Takes one step if one can be taken, and says which. The caller then wakes the other members.
   Stage step();
   bool done() const;
+  bool combines() const { return movement_->combines(); }
 
   // For which member, and for what, the first step waits that this member has not taken; -1: for nobody, it can be
   // taken. Others may wait too, but for members that are no further: what is awaited always comes first.

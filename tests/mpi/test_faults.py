@@ -301,8 +301,8 @@ def test_versions_that_differ() -> None:
     check(run_ranks(2, program))
 
 
-def test_more_than_one_node() -> None:
-    words = "must be on one node", "2 (node 0 (left): ranks 0, 2; node 1 (right): ranks 1)", "RINGRED_NODE"
+def test_more_than_one_node_without_mpi() -> None:
+    words = "Between nodes ringred needs MPI", "2 nodes (node 0: ranks 0, 2; node 1: ranks 1)", "RINGRED_NODE"
     program = f"meeting.expect(rr.UsageError, rr.init, *{words!r}, seconds=5)"
     nodes = ["left", "right", "left"]
     check(run_ranks(3, program, own={rank: {"RINGRED_NODE": node} for rank, node in enumerate(nodes)}))

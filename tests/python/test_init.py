@@ -333,6 +333,8 @@ def test_stub_names_what_the_module_has() -> None:
             for member in members:
                 assert hasattr(getattr(_core, node.name), member.name), f"{node.name}.{member.name}"
     declared = {node.name for node in stub.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    constants = [node.target for node in stub.body if isinstance(node, ast.AnnAssign)]
+    declared |= {target.id for target in constants if isinstance(target, ast.Name)}
     assert declared == {name for name in vars(_core) if not name.startswith("_")}
 
 
