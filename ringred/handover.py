@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from ringred.bootstrap import Bootstrap, agree
 from ringred.errors import SystemError, UsageError
+from ringred.topology import Topology
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _HELLO = struct.Struct("i")  # the sender's rank
@@ -47,7 +48,7 @@ class Peer:
 
 def exchange(
     bootstrap: Bootstrap, descriptor: int, node: str, timeout_seconds: float
-) -> tuple[dict[int, Peer], list[int]]:
+) -> tuple[dict[int, Peer], Topology]:
     """Hand `descriptor` to the other ranks of this node and receive theirs.
 
     Collective: if it fails on one rank, it does on all.
@@ -56,7 +57,7 @@ def exchange(
         node: the name that RINGRED_NODE gives this rank's node, or "" to let the sockets tell.
 
     Returns:
-        The peers that share this rank's node, and for every rank the number of its node, from 0.
+        The peers that share this rank's node, and who shares which.
 
     Raises:
         UsageError: a rank reaches some ranks of another's node and not all.
@@ -189,8 +190,8 @@ def _peer(connection: socket.socket, segment: int) -> Peer:
     return Peer(segment, descriptor, descriptor)
 
 
-def _nodes(reached: list[list[int]]) -> list[int]:
-    """The node of every rank, from the lower ranks that each has reached."""
+def _nodes(reached: list[list[int]]) -> Topology:
+    """Who shares a node, from the lower ranks that each has reached."""
     first = [min([rank, *lower]) for rank, lower in enumerate(reached)]
     for rank, lower in enumerate(reached):
         expected = [peer for peer in range(rank) if first[peer] == first[rank]]
@@ -201,4 +202,4 @@ def _nodes(reached: list[list[int]]) -> list[int]:
                 "in one network namespace, or tell their nodes apart with RINGRED_NODE."
             )
     numbers = {rank: number for number, rank in enumerate(sorted(set(first)))}
-    return [numbers[rank] for rank in first]
+    return Topology(tuple(numbers[rank] for rank in first))

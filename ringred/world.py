@@ -17,6 +17,7 @@ from ringred import _core, bootstrap, environment, handover, stacks
 from ringred.bootstrap import agree
 from ringred.cores import cgroup_quota
 from ringred.errors import MismatchError, UsageError
+from ringred.topology import Topology
 from ringred.version import __version__
 
 
@@ -26,14 +27,11 @@ class World:
 
     communicator: _core.Communicator | _core.SpanningCommunicator
     engine: _core.Engine
-    nodes: list[int]  # of every rank
+    topology: Topology
     peers: dict[int, handover.Peer]
     meeting: bootstrap.Bootstrap
     process: int
     forked: bool = False
-
-    def on_node(self, node: int) -> list[int]:
-        return [rank for rank, one in enumerate(self.nodes) if one == node]
 
     def close(self, reason: str) -> None:
         self.engine.leave(reason)
@@ -161,43 +159,32 @@ def size() -> int:
 def local_rank() -> int:
     """This process's number among the ranks of its node. In a forked child, its parent's."""
     known = _known()
-    return known.on_node(known.nodes[known.engine.rank]).index(known.engine.rank)
+    return known.topology.neighbours(known.engine.rank).index(known.engine.rank)
 
 
 def local_size() -> int:
     """The number of ranks on this node."""
     known = _known()
-    return len(known.on_node(known.nodes[known.engine.rank]))
+    return len(known.topology.neighbours(known.engine.rank))
 
 
 def cross_rank() -> int:
     """The number of this node among the nodes that have a rank with this local rank."""
     communicator()
-    return _nodes_with_local_rank().index(_known().nodes[rank()])
+    nodes = topology()
+    return nodes.columns(rank()).index(nodes.nodes[rank()])
 
 
 def cross_size() -> int:
     """The number of nodes that have a rank with this local rank."""
     communicator()
-    return len(_nodes_with_local_rank())
+    return len(topology().columns(rank()))
 
 
-def ranks_by_node() -> list[int]:
-    """How many ranks each node has."""
+def topology() -> Topology:
+    """Which ranks share a node. Raises as communicator() does."""
     communicator()
-    nodes = _known().nodes
-    return [nodes.count(node) for node in sorted(set(nodes))]
-
-
-def on_one_node(ranks: Iterable[int]) -> bool:
-    """Whether these ranks of the world share a node."""
-    nodes = _known().nodes
-    return len({nodes[rank] for rank in ranks}) < 2
-
-
-def _nodes_with_local_rank() -> list[int]:
-    known = _known()
-    return [node for node in sorted(set(known.nodes)) if len(known.on_node(node)) > local_rank()]
+    return _known().topology
 
 
 def _known() -> World:
@@ -276,8 +263,9 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
     peers, nodes = handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds)
     try:
         network = _network(meeting, nodes, settings)
-        cores_suffice = nodes.count(nodes[meeting.rank]) <= _common_cores(meeting, nodes)
-        place = agree(meeting, "make its part of the world", lambda: endpoint.settle(meeting.rank, nodes))
+        neighbours = nodes.neighbours(meeting.rank)
+        cores_suffice = len(neighbours) <= _common_cores(meeting, neighbours)
+        place = agree(meeting, "make its part of the world", lambda: endpoint.settle(meeting.rank, nodes.nodes))
         places = meeting.allgather(place)
         communicator, engine = agree(
             meeting,
@@ -304,18 +292,14 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
     return World(calls, engine, nodes, peers, meeting, os.getpid())
 
 
-def _network(meeting: bootstrap.Bootstrap, nodes: list[int], settings: dict[str, str]) -> Any:
+def _network(meeting: bootstrap.Bootstrap, nodes: Topology, settings: dict[str, str]) -> Any:
     """What connects the nodes, or None where there is one."""
-    if len(set(nodes)) == 1:
+    if nodes.count == 1:
         return None
     if not isinstance(meeting, bootstrap.MpiBootstrap):
-        ranks = "; ".join(
-            f"node {node}: ranks " + ", ".join(str(rank) for rank, one in enumerate(nodes) if one == node)
-            for node in sorted(set(nodes))
-        )
         raise UsageError(
             "Between nodes ringred needs MPI, and these ranks met without it (torchrun's store): they are on "
-            f"{len(set(nodes))} nodes ({ranks}). Start them with mpirun or srun, or on one machine and in one network "
+            f"{nodes.count} nodes ({nodes}). Start them with mpirun or srun, or on one machine and in one network "
             "namespace, with RINGRED_NODE the same or not set."
         )
     agree(meeting, "call MPI from its threads", meeting.check_thread_level)
@@ -365,11 +349,11 @@ def _check_agreement(meeting: bootstrap.Bootstrap, rows: list[str]) -> None:
         )
 
 
-def _common_cores(meeting: bootstrap.Bootstrap, nodes: list[int]) -> float:
-    """How many cores the ranks of this node have together: the union of their affinity masks, or the container's
-    quota."""
+def _common_cores(meeting: bootstrap.Bootstrap, ranks: list[int]) -> float:
+    """How many cores these ranks of one node have together: the union of their affinity masks, or the container's
+    quota. Collective over all ranks."""
     rows: list[tuple[set[int], float | None]] = meeting.allgather((os.sched_getaffinity(0), cgroup_quota()))
-    here = [row for row, node in zip(rows, nodes, strict=True) if node == nodes[meeting.rank]]
+    here = [rows[rank] for rank in ranks]
     cores = len(set().union(*(mask for mask, _ in here)))
     return min([cores, *(quota for _, quota in here if quota is not None)])
 

@@ -261,4 +261,14 @@ void ArrayView::from_dlpack(py::handle array, Access access) {
   keep_alive_ = capsule;  // its destructor calls the deleter, since nobody renames the capsule
 }
 
+void check_result(const ArrayView& from, const ArrayView& to) {
+  if (from.dtype() != to.dtype() || from.count() != to.count())
+    fail_usage("Input and output must have the same dtype and number of elements: they have " +
+               std::string(info(from.dtype()).name) + " x " + std::to_string(from.count()) + " and " +
+               std::string(info(to.dtype()).name) + " x " + std::to_string(to.count()) + ".");
+  const bool apart = from.data() + from.bytes() <= to.data() || to.data() + to.bytes() <= from.data();
+  if (!apart && from.data() != to.data())
+    fail_usage("Input and output must be the same memory or not overlap: they overlap in part. Use another output.");
+}
+
 }  // namespace ringred

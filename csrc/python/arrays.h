@@ -54,4 +54,8 @@ class ArrayView {
   pybind11::object keep_alive_{};  // a DLPack capsule, or an array that this view was taken from
 };
 
+// Throws a usage error where a result of `from` cannot go into `to`: another dtype or length, or memory that overlaps
+// in part.
+void check_result(const ArrayView& from, const ArrayView& to);
+
 }  // namespace ringred

@@ -153,13 +153,7 @@ class AllreducePlan {
 
 void allreduce(Communicator& communicator, py::handle input, py::handle output, py::handle op, std::string_view tag) {
   const ArrayView from(input, ArrayView::Access::read), to(output, ArrayView::Access::write);
-  if (from.dtype() != to.dtype() || from.count() != to.count())
-    fail_usage("Input and output must have the same dtype and number of elements: they have " +
-               std::string(info(from.dtype()).name) + " x " + std::to_string(from.count()) + " and " +
-               std::string(info(to.dtype()).name) + " x " + std::to_string(to.count()) + ".");
-  const bool apart = from.data() + from.bytes() <= to.data() || to.data() + to.bytes() <= from.data();
-  if (!apart && from.data() != to.data())
-    fail_usage("Input and output must be the same memory or not overlap: they overlap in part. Use another output.");
+  check_result(from, to);
   const Call call{CallKind::allreduce, op_of(op), from.dtype(), -1, from.shape(), tag};
   communicator.run(call, communicator.bind(call, from.data(), to.data(), from.count()));
 }

@@ -34,13 +34,7 @@ class SpanningCommunicator {
     KeptArrays kept;
     const ArrayView& from = kept.add(input, ArrayView::Access::read);
     const ArrayView& to = kept.add(output, ArrayView::Access::write);
-    if (from.dtype() != to.dtype() || from.count() != to.count())
-      fail_usage("Input and output must have the same dtype and number of elements: they have " +
-                 std::string(info(from.dtype()).name) + " x " + std::to_string(from.count()) + " and " +
-                 std::string(info(to.dtype()).name) + " x " + std::to_string(to.count()) + ".");
-    const bool apart = from.data() + from.bytes() <= to.data() || to.data() + to.bytes() <= from.data();
-    if (!apart && from.data() != to.data())
-      fail_usage("Input and output must be the same memory or not overlap: they overlap in part. Use another output.");
+    check_result(from, to);
     call(CallKind::allreduce, op_numbered(op), -1, tag, tensor_of(from, to), std::move(kept));
   }
 

@@ -4,9 +4,8 @@
 // there (Nodes::keeper). Whoever shares a node with the keeper reads the mirror as it reads its neighbours' blocks, so
 // all that is said in shared.h and turns.h holds across nodes, too. Every word has one writer, hence mirrors need no
 // agreement, only order:
-//   1. What a member has written for others goes out as notes, one stream to each keeper: an entry of its table of
-//   names
-//      or none, a stretch of its block or none, and the words as they stood when these and all before were complete.
+//   1. What a member has written for others goes out as notes, one stream to each keeper: an entry of its names or
+//      none, a stretch of its block or none, and the words as they stood when these and all before were complete.
 //   2. The keeper stores entry and stretch into the mirror, then the words (seq_cst), and rings the members of its node
 //      that wait for one of them.
 // Words in a mirror may be behind; they are never ahead of the data that they speak of. Words of different members may
@@ -22,7 +21,6 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <vector>
 

@@ -76,7 +76,7 @@ def is_homogeneous() -> bool:
     Raises:
         UsageError: init() was not called.
     """
-    return len(set(world.ranks_by_node())) == 1
+    return world.topology().is_homogeneous()
 
 
 def _mpi() -> Any:

@@ -371,7 +371,7 @@ class DistributedOptimizer(ComposedOptimizer):
         ]
         if wrong:
             raise UsageError(f"fused=True does not go with {', '.join(wrong)}. Leave it out, or use fused=False.")
-        if not world.on_one_node(self._channel.ranks):
+        if not world.topology().on_one_node(self._channel.ranks):
             raise UsageError(
                 "fused=True needs all ranks of its process set on one node, where they update each other's parameters "
                 f"in shared memory: {list(self._channel.ranks)} are on several. Use fused=False."

@@ -48,7 +48,7 @@ def everybodys(dtype: str, shape: tuple[int, ...], seed: int = 0, ranks: list[in
 
 def nodes_of_ranks() -> list[int]:
     """The node of every rank."""
-    return list(world._known().nodes)
+    return list(world.topology().nodes)
 
 
 def combined(inputs: list[Array], op: rr.Op) -> Array:
