@@ -177,13 +177,13 @@ bool Group::advance() {
   if (in_step()) {
     moved |= !playing_ && open_next();
     moved |= playing_ && play();  // at once: what it gives goes with what it is
-    if (mirrors_) moved |= mirrors_->tell_words(combines());
+    if (mirrors_) moved |= mirrors_->tell_words(local_events());
     // What comes between two calls is for the next one: nobody has to be woken for it.
     return (moved && in_flight_count_.load(std::memory_order_relaxed) > 0) || note_awaits();
   }
-  if (mirrors_) moved |= mirrors_->tell(combines());  // records before anything that follows from them
+  if (mirrors_) moved |= mirrors_->tell(local_events());  // records before anything that follows from them
   moved |= playing_ ? play() : begin_next();
-  if (mirrors_) moved |= mirrors_->tell(combines());
+  if (mirrors_) moved |= mirrors_->tell(local_events());
   return moved || note_awaits();
 }
 

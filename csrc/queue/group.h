@@ -132,7 +132,7 @@ class Group {
   std::shared_ptr<Operation> in_flight(std::uint32_t number);
   bool needs(std::size_t member) const;
   bool take_notes();
-  bool combines() const { return playing_ && player_->combines(); }
+  std::uint32_t local_events() const { return playing_ ? player_->local_events() : 0; }
   void look_at_members();
   void look_at_deadline(std::int64_t now);
   std::string end_of(std::size_t member) const;

@@ -113,18 +113,19 @@ void Mirrors::recycle() {
 // What only says that this member has finished something may wait for the next note, as long as nobody is held up by
 // it. To copy in turn t the others need to know that this member has left turn t-3. With nothing under way here it has
 // left all turns, so it may keep two of them to itself. Records: GroupBlock::log_records of them may be unfinished.
-// That a member has copied in is not waited for on other nodes where its node combines first.
-bool Mirrors::is_due(const Words& now, const Words& told, bool combines) const {
+// Nor is anyone held up by words that only matter on the own node.
+bool Mirrors::is_due(const Words& now, const Words& told, std::uint32_t local) const {
   constexpr std::uint64_t late_records = 4;
   Words early = now;
   early.left = told.left;
   early.consumed = told.consumed;
-  if (combines) early.copied = told.copied;
+  if ((local & copied_raised) != 0) early.copied = told.copied;
+  if ((local & reduced_raised) != 0) early.reduced = told.reduced;
   if (early != told) return true;
   return now.left - told.left > (now.left == now.copied ? 2u : 0u) || now.consumed - told.consumed > late_records;
 }
 
-bool Mirrors::tell(bool combines) {
+bool Mirrors::tell(std::uint32_t local) {
   if (over_) return false;
   // Each with a note of its own: a note has room for one.
   while (told_tail_ < mine_.tail.load(std::memory_order_acquire)) {
@@ -132,17 +133,17 @@ bool Mirrors::tell(bool combines) {
     for (int node = 0; node < nodes_.count(); ++node)
       if (node != nodes_.of(setup_.index)) send_note(node, 0, 0, words());
   }
-  return tell_words(combines);
+  return tell_words(local);
 }
 
-bool Mirrors::tell_words(bool combines) {
+bool Mirrors::tell_words(std::uint32_t local) {
   if (over_) return false;
   tell_records();
   bool told = false;
   const Words now = words();
   for (int node = 0; node < nodes_.count(); ++node) {
     const auto place = static_cast<std::size_t>(node);
-    const bool due = due_entry_[place] != LogRecord::no_number || is_due(now, told_[place], combines);
+    const bool due = due_entry_[place] != LogRecord::no_number || is_due(now, told_[place], local);
     if (node == nodes_.of(setup_.index) || !due) continue;
     send_note(node, 0, 0, now);
     told = true;

@@ -57,11 +57,11 @@ class Mirrors {
   void send(int node, std::size_t offset, std::size_t bytes, bool last);
 
   // Tells all nodes what they do not know yet: new submissions, new records of the log, words. Returns whether there
-  // was something. `combines`: a movement is played that does, see turns.h.
-  bool tell(bool combines);
+  // was something. `local`: events that no other node waits for.
+  bool tell(std::uint32_t local);
 
   // As tell(), but for submissions: whoever adds entries tells these.
-  bool tell_words(bool combines);
+  bool tell_words(std::uint32_t local);
 
   // The next submission is told with the next note, whatever that is.
   void add_entry();
@@ -111,7 +111,7 @@ class Mirrors {
 
   Words words() const;
   void send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record = false);
-  bool is_due(const Words& now, const Words& told, bool combines) const;
+  bool is_due(const Words& now, const Words& told, std::uint32_t local) const;
   void tell_records();
   void await_note(Incoming& incoming);
   bool take_note(Incoming& incoming, std::uint32_t& events);

@@ -46,6 +46,13 @@ double postscale_of(const Batch& batch) {
   return batch.mine.empty() ? 1 : batch.mine.front()->request.postscale;
 }
 
+// Whether nodes send each other their sums whole, (K-1) S bytes of each instead of 2 (K-1)/K S: what is more than the
+// latter must take less time than the message that is saved.
+bool may_send_sums(int nodes, std::size_t bytes) {
+  constexpr double message_bytes = 16 << 10;  // sent in the time that a message takes
+  return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= message_bytes;
+}
+
 bool divides_first(const Batch& batch, const Run& run) {
   return batch.op == Op::average && info(run.wire).type_class == TypeClass::half;
 }
@@ -205,9 +212,11 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
       nodes_(*batch.nodes),
       columns_(nodes_.columns()),
       combines_(adds_by_node()),
+      sends_sums_(combines_ && may_send_sums(nodes_.count(), run.count * wire_bytes_)),
+      rows_(sends_sums_ ? 1 : nodes_.count()),
       count_(run.count),
       pieces_(pieces_of(batch, run)) {
-  const auto parts = static_cast<std::size_t>(columns_ * nodes_.count());
+  const auto parts = static_cast<std::size_t>(columns_ * rows_);
   const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
   turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, parts, run.wire) * parts), 1);
   // Two turns or more of what is long: one is on its way while the other is reduced.
@@ -216,42 +225,50 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
 }
 
-TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int node, int column) const {
-  const auto parts = static_cast<std::size_t>(columns_ * nodes_.count());
-  const auto part = static_cast<std::size_t>(node * columns_ + column);
+TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int row, int column) const {
+  const auto parts = static_cast<std::size_t>(columns_ * rows_);
+  const auto part = static_cast<std::size_t>(row * columns_ + column);
   const std::size_t begin = std::min((turn * parts + part) * part_elements_, count_);
   return {part * part_elements_ * wire_bytes_, begin, std::min(begin + part_elements_, count_)};
 }
 
 // Whether this member is the first to reduce a part, and so need not pack its own.
-bool TwoShotMovement::reads_arrays(int node, int column) const {
-  return plain() && owns(column) && (combines_ || node == here());
+bool TwoShotMovement::reads_arrays(int row, int column) const {
+  return plain() && owns(column) && (combines_ || row == own_row());
+}
+
+// Where this node's members find the result of a part.
+std::byte* TwoShotMovement::result_in(const Slots& slots, int row, int column) const {
+  const int other = here() == 0 ? 1 : 0;
+  const int member = nodes_.owner(sends_sums_ ? other : row, column);
+  return slots.of[static_cast<std::size_t>(member)];
 }
 
 void TwoShotMovement::copy_in(std::size_t turn, const Slots& slots) {
   if (!gives()) return;
-  for (int node = 0; node < nodes_.count(); ++node)
+  for (int row = 0; row < rows_; ++row)
     for (int column = 0; column < columns_; ++column) {
-      if (reads_arrays(node, column)) continue;
-      const Part part = part_of(turn, node, column);
+      if (reads_arrays(row, column)) continue;
+      const Part part = part_of(turn, row, column);
       pack(pieces_, part.begin, part.end, slots.of[index_] + part.offset);
     }
 }
 
 void TwoShotMovement::combine(std::size_t turn, const Slots& slots) {
-  for (int node = 0; node < nodes_.count(); ++node)
+  for (int row = 0; row < rows_; ++row)
     for (int column = 0; column < columns_; ++column) {
       if (!owns(column)) continue;
-      const Part part = part_of(turn, node, column);
+      const Part part = part_of(turn, row, column);
       add_up(slots, part.offset, pieces_, part.begin, part.end);
     }
 }
 
 void TwoShotMovement::reduce(std::size_t turn, const Slots& slots) {
+  const bool alone = nodes_.members(here()).size() == 1 && sends_sums_;
   for (int column = 0; column < columns_; ++column) {
     if (!owns(column)) continue;
-    const Part part = part_of(turn, here(), column);
-    std::byte* share = slots.of[index_] + part.offset;
+    const Part part = part_of(turn, own_row(), column);
+    std::byte* share = alone ? nullptr : result_in(slots, own_row(), column) + part.offset;
     if (!combines_) {
       finish(slots, part.offset, pieces_, part.begin, part.end, share);
       continue;
@@ -266,23 +283,22 @@ void TwoShotMovement::reduce(std::size_t turn, const Slots& slots) {
 void TwoShotMovement::copy_out(std::size_t turn, const Slots& slots) {
   if (!gives()) return;
   // Every member begins with another one's memory.
-  const int parts = columns_ * nodes_.count(), own = here() * columns_ + static_cast<int>(index_) % columns_;
+  const int parts = columns_ * rows_, own = own_row() * columns_ + static_cast<int>(index_) % columns_;
   for (int step = 1; step <= parts; ++step) {
-    const int node = (own + step) % parts / columns_, column = (own + step) % columns_;
-    const int owner = nodes_.owner(node, column);
-    if (owner == static_cast<int>(index_)) continue;
-    const Part part = part_of(turn, node, column);
-    unpack(pieces_, part.begin, part.end, slots.of[static_cast<std::size_t>(owner)] + part.offset);
+    const int row = (own + step) % parts / columns_, column = (own + step) % columns_;
+    if (nodes_.owner(sends_sums_ ? here() : row, column) == static_cast<int>(index_)) continue;
+    const Part part = part_of(turn, row, column);
+    unpack(pieces_, part.begin, part.end, result_in(slots, row, column) + part.offset);
   }
 }
 
 void TwoShotMovement::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
-  const bool results = stage == Stage::reduce;
+  const bool results = stage == Stage::reduce && !sends_sums_;
   const bool parts = stage == (combines_ ? Stage::combine : Stage::copy_in);
   if (!results && !(parts && (combines_ ? !givers_of(here()).empty() : gives()))) return;
   for (int column = 0; column < columns_; ++column) {
     if ((results || combines_) && !owns(column)) continue;
-    const Stretch stretch = stretch_of(part_of(turn, results ? here() : node, column));
+    const Stretch stretch = stretch_of(part_of(turn, results || sends_sums_ ? own_row() : node, column));
     if (stretch.bytes == 0) continue;
     const bool follows = !stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset;
     if (follows)

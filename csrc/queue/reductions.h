@@ -99,6 +99,10 @@ class OneShotMovement : public Movement, Reducing {
 // before B2; of these, members of other nodes read, in mirrors, the parts of their own node, and the result is written
 // into a part of this node: so B2 overwrites nothing that is on its way.
 //
+// Two nodes send each other their sums whole, and so do more of them where that is little: as many bytes, or few more,
+// in one message instead of two. Then each node makes all results for itself. The owner of a column adds the nodes' sums
+// up in the mirror of one of them, which its node alone has, and which is filled again when all have left the turn.
+//
 // Where sums are not made by node, every owner is sent what all members have.
 class TwoShotMovement : public Movement, Reducing {
  public:
@@ -106,6 +110,7 @@ class TwoShotMovement : public Movement, Reducing {
   std::size_t turns() const override { return turns_; }
   bool combines() const override { return combines_; }
   bool reduces() const override { return true; }
+  bool keeps_results() const override { return sends_sums_; }
   void copy_in(std::size_t turn, const Slots& slots) override;
   void combine(std::size_t turn, const Slots& slots) override;
   void reduce(std::size_t turn, const Slots& slots) override;
@@ -116,14 +121,18 @@ class TwoShotMovement : public Movement, Reducing {
   struct Part {
     std::size_t offset, begin, end;  // in a slot, in bytes; in the whole, in elements
   };
-  Part part_of(std::size_t turn, int node, int column) const;
+  Part part_of(std::size_t turn, int row, int column) const;
   Stretch stretch_of(const Part& part) const { return {part.offset, (part.end - part.begin) * wire_bytes_}; }
   bool owns(int column) const { return nodes_.owns(static_cast<int>(index_), column); }
-  bool reads_arrays(int node, int column) const;
+  bool reads_arrays(int row, int column) const;
+  int own_row() const { return sends_sums_ ? 0 : here(); }
+  std::byte* result_in(const Slots& slots, int row, int column) const;
 
   const Nodes& nodes_;
   const int columns_;
   const bool combines_;
+  const bool sends_sums_;  // whole, to all nodes
+  const int rows_;         // of parts: one for each node that makes results
   const std::size_t count_;
   std::size_t turns_, part_elements_;
   Pieces pieces_;

@@ -46,7 +46,7 @@ Stage TurnPlayer::step() {
       return Stage::reduce;
     }
   }
-  if (left_ < reduced_ && lacking(before_copy_out(), first_ + left_ + 1) < 0) {  // C
+  if (left_ < reduced_ && lacking_result() < 0) {  // C
     movement_->copy_out(left_, slots(left_));
     raise(&GroupBlock::left, ++left_);
     return Stage::copy_out;
@@ -63,7 +63,7 @@ TurnPlayer::Awaited TurnPlayer::awaits() const {
   if (may_combine()) return {lacking_here(&GroupBlock::copied, first_ + combined_ + 1), copied_raised};
   if (may_reduce())
     return {lacking(before_reduce(), first_ + reduced_ + 1), movement_->combines() ? combined_raised : copied_raised};
-  return {lacking(before_copy_out(), first_ + left_ + 1), movement_->reduces() ? reduced_raised : copied_raised};
+  return {lacking_result(), movement_->reduces() ? reduced_raised : copied_raised};
 }
 
 // Turns after the first can be copied in only when their number is known.
@@ -81,6 +81,11 @@ int TurnPlayer::lacking_here(Word word, std::uint64_t count) const {
   for (const int member : nodes_.members(nodes_.of(static_cast<int>(index_))))
     if ((blocks_[static_cast<std::size_t>(member)]->*word).load(std::memory_order_seq_cst) < count) return member;
   return -1;
+}
+
+int TurnPlayer::lacking_result() const {
+  const std::uint64_t count = first_ + left_ + 1;
+  return movement_->keeps_results() ? lacking_here(before_copy_out(), count) : lacking(before_copy_out(), count);
 }
 
 bool TurnPlayer::slot_is_free() const {

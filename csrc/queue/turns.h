@@ -17,7 +17,8 @@
 //      only: it waits for everybody's A(t). In B(t) a member reads only its own part of the others' slots, and writes
 //      only its own part of its own slot, which nobody else reads in B(t). The same holds for B1(t) and the columns of
 //      the own node, and for B2(t) after B1(t): reductions.h says why.
-//   3. C(t) reads what others write in B(t), or in A(t): it waits for that.
+//   3. C(t) reads what others write in B(t), or in A(t): it waits for that. Where each node makes its own results, it
+//      waits for the members of the own node.
 // Every member goes through all turns of all movements, also one that has nothing to give or take, so that all count
 // alike. At most two turns are copied in before the first of them is reduced: what is staged stays in the cache.
 #pragma once
@@ -55,6 +56,7 @@ class Movement {
   virtual bool knows_all() const { return true; }
   virtual bool combines() const { return false; }
   virtual bool reduces() const { return false; }
+  virtual bool keeps_results() const { return false; }  // what B2 makes is for the own node only
   virtual void copy_in(std::size_t turn, const Slots& slots) = 0;
   virtual void combine(std::size_t, const Slots&) {}
   virtual void reduce(std::size_t, const Slots&) {}
@@ -74,7 +76,10 @@ class TurnPlayer {
   // Takes one step if one can be taken, and says which. The caller then wakes the other members.
   Stage step();
   bool done() const;
-  bool combines() const { return movement_->combines(); }
+  // Events that no other node waits for, at the moment.
+  std::uint32_t local_events() const {
+    return (movement_->combines() ? copied_raised : 0u) | (movement_->keeps_results() ? reduced_raised : 0u);
+  }
 
   // For which member, and for what, the first step waits that this member has not taken; -1: for nobody, it can be
   // taken. Others may wait too, but for members that are no further: what is awaited always comes first.
@@ -90,6 +95,7 @@ class TurnPlayer {
   std::size_t limit() const;
   int lacking(Word word, std::uint64_t count) const;
   int lacking_here(Word word, std::uint64_t count) const;
+  int lacking_result() const;
   bool may_copy_in() const { return filled_ < limit() && filled_ < reduced_ + 2 && filled_ < left_ + 3; }
   bool slot_is_free() const;
   bool may_combine() const { return movement_->combines() && combined_ < filled_; }
