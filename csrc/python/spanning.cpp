@@ -85,10 +85,9 @@ class SpanningCommunicator {
     request.root = root;
     request.call = true;
     request.tag = tag;
-    request.name = calls_ % 2 == 0 ? "even call" : "odd call";  // see opening.h
+    request.name = "call";
     request.tensors = std::move(tensors);
     last_ = engine_->submit(group_, std::move(request), std::move(kept), true);
-    ++calls_;
     GilHooks hooks;
     (*engine_)->wait(*last_, hooks);
   }
@@ -111,7 +110,6 @@ class SpanningCommunicator {
 
   const std::shared_ptr<PythonEngine> engine_;
   const std::uint32_t group_;
-  std::uint64_t calls_ = 0;
   std::shared_ptr<Operation> last_;
   std::atomic<const char*> active_{nullptr};
   const char* closed_ = nullptr;  // guarded by the GIL

@@ -111,7 +111,7 @@ class Driver::Caller {
     if (driver_.role_.try_lock()) return true;
     driver_.callers_.fetch_add(1, std::memory_order_seq_cst);
     bool taken = false;  // it may be, with the operation done just before
-    pause(false, [&] { return operation_.done() || (taken = driver_.role_.try_lock()); });
+    pause(patience(false), [&] { return operation_.done() || (taken = driver_.role_.try_lock()); });
     driver_.callers_.fetch_sub(1, std::memory_order_seq_cst);
     return taken;
   }
@@ -130,7 +130,7 @@ class Driver::Caller {
     bell.state.store(EngineBell::awake, std::memory_order_seq_cst);
     const auto moves = [&] { return operation_.done() || driver_.driven_.advance(true) || operation_.done(); };
     while (!operation_.done() && !must_give_way() && monotonic_now() < next_poll_) {
-      if (moves() || pause(driver_.driven_.polls(), moves)) continue;
+      if (moves() || pause(patience_when_driving(), moves)) continue;
       note_awaited();
       bell.state.store(EngineBell::caller_sleeps, std::memory_order_seq_cst);  // (1)
       if (!moves() && !must_give_way()) {                                      // (2)
@@ -146,13 +146,21 @@ class Driver::Caller {
     if (!driver_.stopping_.load(std::memory_order_seq_cst)) driver_.hand_over();
   }
 
+  // How long a wait is worth staying awake.
+  std::int64_t patience(bool polls) const {
+    return polls ? network_yield_time : driver_.setup_.cores_suffice ? driver_.setup_.spin_nanoseconds : yield_time;
+  }
+  std::int64_t patience_when_driving() const {
+    const bool rests = !driver_.setup_.cores_suffice && driver_.driven_.rests();
+    return rests ? 0 : patience(driver_.driven_.polls());
+  }
+
   // A short wait for something that changes soon: with enough cores spinning, else yielding. After some microseconds of
   // spinning it yields as well: engines' threads take cores too, and the one that is waited for may be on this core.
   template <class Ready>
-  bool pause(bool polls, Ready&& ready) const {
+  bool pause(std::int64_t limit, Ready&& ready) const {
     const bool spins = driver_.setup_.cores_suffice;
     const std::int64_t start = monotonic_now();
-    const std::int64_t limit = polls ? network_yield_time : spins ? driver_.setup_.spin_nanoseconds : yield_time;
     for (std::int64_t waited = 0; waited < limit; waited = monotonic_now() - start) {
       if (ready()) return true;
       if (spins && waited < pure_spin_time)

@@ -33,6 +33,7 @@ class Driven {
   // Takes steps that can be taken; whether there was one. `by_caller`: on a thread that is in a call of the user's.
   virtual bool advance(bool by_caller) = 0;
   virtual bool polls() const = 0;   // what comes next may come without a ring: from the network
+  virtual bool rests() const = 0;   // what comes next takes long, and rings
   virtual bool busy() const = 0;    // something is in flight: lives and deadlines have to be looked at
   virtual bool moving() const = 0;  // data is on its way: the next step comes soon
   virtual void look(std::int64_t now, bool by_caller) = 0;

@@ -221,6 +221,11 @@ bool Engine::busy() const {
          std::any_of(driven_.begin(), driven_.end(), [](const auto& group) { return group->busy(); });
 }
 
+bool Engine::rests() const {
+  const auto rests = [](const auto& group) { return !group->busy() || group->waits_for_relay(); };
+  return std::all_of(driven_.begin(), driven_.end(), rests) && !polls();
+}
+
 bool Engine::polls() const {
   return std::any_of(driven_.begin(), driven_.end(), [](const auto& group) { return group->polls(); });
 }

@@ -118,6 +118,7 @@ class Engine : Driven {
  private:
   bool advance(bool by_caller) override;
   bool polls() const override;
+  bool rests() const override;
   bool busy() const override;
   bool moving() const override;
   void look(std::int64_t now, bool by_caller) override;

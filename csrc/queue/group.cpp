@@ -177,13 +177,13 @@ bool Group::advance() {
   if (in_step()) {
     moved |= !playing_ && open_next();
     moved |= playing_ && play();  // at once: what it gives goes with what it is
-    if (mirrors_) moved |= mirrors_->tell_words(local_events());
+    if (mirrors_) moved |= mirrors_->tell_words(player_->local_events());
     // What comes between two calls is for the next one: nobody has to be woken for it.
     return (moved && in_flight_count_.load(std::memory_order_relaxed) > 0) || note_awaits();
   }
-  if (mirrors_) moved |= mirrors_->tell(local_events());  // records before anything that follows from them
+  if (mirrors_) moved |= mirrors_->tell(player_->local_events());  // records before anything that follows from them
   moved |= playing_ ? play() : begin_next();
-  if (mirrors_) moved |= mirrors_->tell(local_events());
+  if (mirrors_) moved |= mirrors_->tell(player_->local_events());
   return moved || note_awaits();
 }
 
@@ -276,7 +276,6 @@ bool Group::open_next() {
   const Entry& mine = entry(number_of_name);
   runs_.assign(mine.run, mine.run + mine.runs);
   opening_ = std::make_unique<Opening>(batch_of(mine.kind, mine.op), setup_.blocks, layout_, calls_);
-  if (mirrors_) mirrors_->add_entry();
   movements_.clear();
   movement_ = 0;
   playing_ = true;
@@ -284,20 +283,16 @@ bool Group::open_next() {
   return true;
 }
 
+// What comes after the opening of a call, if anything does.
 void Group::end_opening() {
   const std::unique_ptr<Opening> opening = std::move(opening_);
-  const std::shared_ptr<Operation> operation = mine_in_batch_.front();
-  if (mirrors_) mirrors_->finish(calls_);
+  const Operation& operation = *mine_in_batch_.front();
+  const Batch batch = batch_of(operation.request.kind, operation.request.op);
   ++calls_;
-  if (opening->problem().empty() && !opening->was_all()) {
-    movements_ = movements_of(batch_of(operation->request.kind, operation->request.op));
-    return play_next();
-  }
-  playing_ = false;
-  mine_in_batch_.clear();
-  mine_as_pointers_.clear();
-  complete(operation, opening->problem().empty() ? operation->problem
-                                                 : std::optional(Error(ErrorKind::mismatch, opening->problem())));
+  if (!opening->agreed())
+    movements_.push_back(std::make_unique<Disagreement>(batch, entry(operation.number), setup_.ranks));
+  else if (!opening->was_all())
+    movements_ = movements_of(batch);
 }
 
 // What the movements of the operations in mine_as_pointers_ need to know.
@@ -349,7 +344,7 @@ void Group::begin_batch(const LogRecord& record) {
 
 // The next movement of the batch; after the last one the batch is over.
 void Group::play_next() {
-  if (opening_) return end_opening();
+  if (opening_) end_opening();
   while (movement_ < movements_.size()) {
     player_->start(*movements_[movement_++]);
     if (!player_->done()) return;

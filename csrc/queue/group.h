@@ -90,8 +90,12 @@ class Group {
   bool spans_nodes() const { return mirrors_ != nullptr; }
   // Whether the network has something to do for this group: nobody rings for that, who drives has to look.
   bool polls() const {
-    return mirrors_ && (mirrors_->is_sending() || (!over_ && in_flight_count_.load(std::memory_order_seq_cst) > 0));
+    return mirrors_ && (mirrors_->is_sending() ||
+                        (!over_ && in_flight_count_.load(std::memory_order_seq_cst) > 0 && !waits_for_relay()));
   }
+  // Whether what comes next comes from a neighbour that waits for other nodes: it takes long, and rings. What other
+  // nodes tell this member itself is for nobody here, if on each a member of the same place speaks to it.
+  bool waits_for_relay() const { return playing_ && nodes_.even() && player_->waits_for_relay(); }
 
   // To be called every 100 ms while busy: fails what can no longer complete.
   void look(std::int64_t now);
@@ -132,10 +136,10 @@ class Group {
   std::shared_ptr<Operation> in_flight(std::uint32_t number);
   bool needs(std::size_t member) const;
   bool take_notes();
-  std::uint32_t local_events() const { return playing_ ? player_->local_events() : 0; }
   void look_at_members();
   void look_at_deadline(std::int64_t now);
   std::string end_of(std::size_t member) const;
+  bool has_come(std::size_t member, const Operation& operation) const;
   std::string missing(const Operation& operation) const;
   bool note_awaits();
   void wake_others(Event event);

@@ -9,6 +9,8 @@
 namespace ringred {
 namespace {
 
+constexpr std::int64_t long_call = 500'000'000;
+
 std::string seconds_text(double seconds) {
   char text[32];
   std::snprintf(text, sizeof text, "%.3g s", seconds);
@@ -46,6 +48,8 @@ void Group::close(const Error& error, const std::string& reason) {
 void Group::look(std::int64_t now) {
   if (in_flight_count_.load(std::memory_order_relaxed) == 0) return;
   if (mirrors_) wake_others(departed);  // a neighbour that has nothing to do may keep the mirror of one that has gone
+  // Who is late in a call that takes long is seen by who is not: the others hear of them.
+  if (mirrors_ && in_step() && now - oldest_in_flight() > long_call) mirrors_->tell_late();
   look_at_members();
   look_at_deadline(now);
 }
@@ -109,20 +113,25 @@ void Group::look_at_deadline(std::int64_t now) {
   close(Error(ErrorKind::timeout, reason + "." + restart_remedy), "broke off (" + reason + ")");
 }
 
-// The members that have not submitted an operation of this name.
-std::string Group::missing(const Operation& operation) const {
+// Whether a member has submitted an operation of the same name; in step, whether it has come to the same turn.
+bool Group::has_come(std::size_t member, const Operation& operation) const {
+  GroupBlock& block = *setup_.blocks[member];
+  if (in_step() && playing_) return block.copied.load(std::memory_order_seq_cst) > player_->turn();
   const Entry& mine = entry(operation.number);
+  const Entry* entries = layout_.entries_of(block);
+  const std::uint32_t used = block.entries.load(std::memory_order_acquire);
+  return std::any_of(entries, entries + used, [&](const Entry& other) {
+    return other.submissions.load(std::memory_order_acquire) > other.completed.load(std::memory_order_acquire) &&
+           other.hash[0] == mine.hash[0] && other.hash[1] == mine.hash[1];
+  });
+}
+
+// The members that an operation waits for.
+std::string Group::missing(const Operation& operation) const {
   std::string text;
-  for (std::size_t member = 0; member < setup_.blocks.size(); ++member) {
-    GroupBlock& block = *setup_.blocks[member];
-    const Entry* entries = layout_.entries_of(block);
-    const std::uint32_t used = block.entries.load(std::memory_order_acquire);
-    const bool submitted = std::any_of(entries, entries + used, [&](const Entry& other) {
-      return other.submissions.load(std::memory_order_acquire) > other.completed.load(std::memory_order_acquire) &&
-             other.hash[0] == mine.hash[0] && other.hash[1] == mine.hash[1];
-    });
-    if (!submitted) text += (text.empty() ? "rank " : ", rank ") + std::to_string(setup_.ranks[member]);
-  }
+  for (std::size_t member = 0; member < setup_.blocks.size(); ++member)
+    if (!has_come(member, operation))
+      text += (text.empty() ? "rank " : ", rank ") + std::to_string(setup_.ranks[member]);
   if (!text.empty()) return text;
   const int awaited = playing_ ? player_->awaits().member : -1;
   if (awaited < 0) return "its turn";

@@ -47,8 +47,15 @@ Mirrors::~Mirrors() {
 
 Mirrors::Words Mirrors::words() const {
   const auto now = [](const auto& word) { return word.load(std::memory_order_relaxed); };
-  return {told_tail_,      told_logged_,        now(mine_.copied), now(mine_.combined),       now(mine_.reduced),
-          now(mine_.left), now(mine_.consumed), now(mine_.joined), now(mine_.departure.state)};
+  return {told_tail_,         told_logged_,        now(mine_.copied), now(mine_.combined),       now(mine_.reduced),
+          left_by_all_here(), now(mine_.consumed), now(mine_.joined), now(mine_.departure.state)};
+}
+
+std::uint64_t Mirrors::left_by_all_here() const {
+  std::uint64_t least = ~std::uint64_t{0};
+  for (const int member : nodes_.members(nodes_.of(setup_.index)))
+    least = std::min(least, block(member)->left.load(std::memory_order_seq_cst));
+  return least;
 }
 
 void Mirrors::send(int node, std::size_t offset, std::size_t bytes, bool last) {
@@ -113,16 +120,20 @@ void Mirrors::recycle() {
 // What only says that this member has finished something may wait for the next note, as long as nobody is held up by
 // it. To copy in turn t the others need to know that this member has left turn t-3. With nothing under way here it has
 // left all turns, so it may keep two of them to itself. Records: GroupBlock::log_records of them may be unfinished.
-// Nor is anyone held up by words that only matter on the own node.
+// Nor is anyone held up by words that only matter on the own node. In a turn that begins a call all have left the one
+// before the last, or will be told.
 bool Mirrors::is_due(const Words& now, const Words& told, std::uint32_t local) const {
   constexpr std::uint64_t late_records = 4;
   Words early = now;
   early.left = told.left;
+  if ((local & combined_raised) != 0) early.combined = told.combined;
   early.consumed = told.consumed;
   if ((local & copied_raised) != 0) early.copied = told.copied;
   if ((local & reduced_raised) != 0) early.reduced = told.reduced;
   if (early != told) return true;
-  return now.left - told.left > (now.left == now.copied ? 2u : 0u) || now.consumed - told.consumed > late_records;
+  const bool idle = now.left == now.copied, speaks = nodes_.members(nodes_.of(setup_.index)).front() == setup_.index;
+  const std::uint64_t late_turns = idle ? 2 : (local & left_raised) != 0 ? 1 : 0;
+  return (speaks && now.left - told.left > late_turns) || now.consumed - told.consumed > late_records;
 }
 
 bool Mirrors::tell(std::uint32_t local) {
@@ -149,6 +160,13 @@ bool Mirrors::tell_words(std::uint32_t local) {
     told = true;
   }
   return told;
+}
+
+void Mirrors::tell_late() {
+  if (over_) return;
+  const Words now = words();
+  for (int node = 0; node < nodes_.count(); ++node)
+    if (node != nodes_.of(setup_.index) && now != told_[static_cast<std::size_t>(node)]) send_note(node, 0, 0, now);
 }
 
 // An entry is written again only after its operation is over, hence after this.
@@ -254,11 +272,6 @@ void Mirrors::finish(const LogRecord& record) {
   for (const auto& incoming : kept_)
     for (std::uint32_t operation = 0; operation < record.operations; ++operation)
       note_finished(*incoming, record.numbers()[operation * members + static_cast<std::size_t>(incoming->member)]);
-}
-
-void Mirrors::finish(std::uint64_t position) {
-  for (const auto& incoming : kept_)
-    note_finished(*incoming, setup_.layout.ring_of(*block(incoming->member))[position % GroupBlock::most_entries]);
 }
 
 void Mirrors::note_finished(const Incoming& incoming, std::uint32_t number) {

@@ -34,7 +34,7 @@ namespace ringred {
 
 class Mirrors {
  public:
-  static constexpr std::size_t inline_bytes = 16 << 10;
+  static constexpr std::size_t inline_bytes = (16 << 10) + 64;  // a part of a short call and its head, see opening.h
 
   struct Setup {
     Network* network;
@@ -60,16 +60,14 @@ class Mirrors {
   // was something. `local`: events that no other node waits for.
   bool tell(std::uint32_t local);
 
-  // As tell(), but for submissions: whoever adds entries tells these.
+  // As tell(), but for submissions.
   bool tell_words(std::uint32_t local);
 
-  // The next submission is told with the next note, whatever that is.
-  void add_entry();
+  // Tells all nodes the words as they are, also those that nobody waits for.
+  void tell_late();
 
-  // This member is through with a record of the log, or with the submission at a position of all rings: so many more
-  // operations of the members that it keeps are over.
+  // This member is through with a record of the log: so many more operations of the members that it keeps are over.
   void finish(const LogRecord& record);
-  void finish(std::uint64_t position);
 
   // As tell(), with why this member takes no further part. Nothing is taken after it.
   void depart();
@@ -80,6 +78,7 @@ class Mirrors {
   void recycle();  // what has been sent
 
  private:
+  // `left`: by all members of the own node.
   struct Words {
     std::uint64_t tail, logged, copied, combined, reduced, left, consumed;
     std::uint32_t joined, departed;
@@ -110,6 +109,8 @@ class Mirrors {
   };
 
   Words words() const;
+  std::uint64_t left_by_all_here() const;
+  void add_entry();
   void send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record = false);
   bool is_due(const Words& now, const Words& told, std::uint32_t local) const;
   void tell_records();

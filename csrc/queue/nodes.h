@@ -36,6 +36,10 @@ class Nodes {
     for (const auto& members : members_) most = std::max(most, members.size());
     return static_cast<int>(most);
   }
+  bool even() const {
+    return std::all_of(members_.begin(), members_.end(),
+                       [this](const auto& members) { return members.size() == members_.front().size(); });
+  }
   int owner(int node, int column) const { return members_[at(node)][at(column) % members_[at(node)].size()]; }
   bool owns(int member, int column) const { return owner(of(member), column) == member; }
 

@@ -9,6 +9,7 @@ namespace ringred {
 namespace {
 
 constexpr std::size_t line = 64;
+constexpr std::size_t message_bytes = std::size_t{16} << 10;  // sent in the time that a message takes, about
 
 // How many elements of each of so many parts a slot takes, in whole cache lines.
 std::size_t part_room(const Batch& batch, std::size_t parts, DType wire) {
@@ -49,8 +50,7 @@ double postscale_of(const Batch& batch) {
 // Whether nodes send each other their sums whole, (K-1) S bytes of each instead of 2 (K-1)/K S: what is more than the
 // latter must take less time than the message that is saved.
 bool may_send_sums(int nodes, std::size_t bytes) {
-  constexpr double message_bytes = 16 << 10;  // sent in the time that a message takes
-  return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= message_bytes;
+  return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= double{message_bytes};
 }
 
 bool divides_first(const Batch& batch, const Run& run) {
@@ -223,6 +223,14 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
   constexpr std::size_t long_bytes = std::size_t{512} << 10;
   if (combines_ && count_ * wire_bytes_ > long_bytes) turns_ = std::max<std::size_t>(turns_, 2);
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
+  if (!sends_sums_) return;
+  part_elements_ = std::max(part_elements_, std::min(message_bytes / wire_bytes_, part_room(batch, parts, run.wire)));
+  for (int column = 0; column < columns_; ++column) {
+    const Part part = part_of(0, 0, column);
+    if (!owns(column) || part.begin == part.end) continue;
+    for (int node = 0; node < nodes_.count(); ++node)
+      if (node != here()) awaited_.push_back(nodes_.owner(node, column));
+  }
 }
 
 TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int row, int column) const {

@@ -100,8 +100,9 @@ class OneShotMovement : public Movement, Reducing {
 // into a part of this node: so B2 overwrites nothing that is on its way.
 //
 // Two nodes send each other their sums whole, and so do more of them where that is little: as many bytes, or few more,
-// in one message instead of two. Then each node makes all results for itself. The owner of a column adds the nodes' sums
-// up in the mirror of one of them, which its node alone has, and which is filled again when all have left the turn.
+// in one message instead of two. Then each node makes all results for itself. The owner of a column adds the nodes'
+// sums up in the mirror of one of them, which its node alone has, and which is filled again when all have left the
+// turn.
 //
 // Where sums are not made by node, every owner is sent what all members have.
 class TwoShotMovement : public Movement, Reducing {
@@ -111,6 +112,11 @@ class TwoShotMovement : public Movement, Reducing {
   bool combines() const override { return combines_; }
   bool reduces() const override { return true; }
   bool keeps_results() const override { return sends_sums_; }
+  bool works() const override { return !sends_sums_ || !awaited_.empty(); }
+  const std::vector<int>& awaited() const override { return awaited_; }
+  std::uint32_t local_events() const override {
+    return (combines_ ? copied_raised : 0u) | (sends_sums_ ? reduced_raised : 0u);
+  }
   void copy_in(std::size_t turn, const Slots& slots) override;
   void combine(std::size_t turn, const Slots& slots) override;
   void reduce(std::size_t turn, const Slots& slots) override;
@@ -136,7 +142,8 @@ class TwoShotMovement : public Movement, Reducing {
   const std::size_t count_;
   std::size_t turns_, part_elements_;
   Pieces pieces_;
-  std::vector<int> owners_;  // of a column, on nodes that give
+  std::vector<int> owners_;   // of a column, on nodes that give
+  std::vector<int> awaited_;  // the owners of the same columns on other nodes
 };
 
 // Like the first half of the two shots, but the parts are rows of each array, and only their owner gets them.

@@ -18,6 +18,7 @@ void TurnPlayer::start(Movement& movement) {
   first_ += left_;
   filled_ = combined_ = reduced_ = left_ = 0;
   movement_ = &movement;
+  local_events_ = movement.local_events();
 }
 
 bool TurnPlayer::done() const {
@@ -25,19 +26,19 @@ bool TurnPlayer::done() const {
 }
 
 Stage TurnPlayer::step() {
-  if (may_copy_in() && lacking(&GroupBlock::left, room_needed()) < 0 && slot_is_free()) {  // A
+  if (may_copy_in() && lacking_room() < 0 && slot_is_free()) {  // A
     movement_->copy_in(filled_, slots(filled_));
     raise(&GroupBlock::copied, ++filled_);
     tell(Stage::copy_in, filled_ - 1);
     return Stage::copy_in;
   }
-  if (may_combine() && lacking_here(&GroupBlock::copied, first_ + combined_ + 1) < 0) {  // B1
+  if (may_combine() && lacking_neighbour() < 0) {  // B1
     movement_->combine(combined_, slots(combined_));
     raise(&GroupBlock::combined, ++combined_);
     tell(Stage::combine, combined_ - 1);
     return Stage::combine;
   }
-  if (may_reduce() && lacking(before_reduce(), first_ + reduced_ + 1) < 0) {  // B2
+  if (may_reduce() && lacking_input() < 0) {  // B2
     ++reduced_;
     if (movement_->reduces()) {
       movement_->reduce(reduced_ - 1, slots(reduced_ - 1));
@@ -56,14 +57,19 @@ Stage TurnPlayer::step() {
 
 TurnPlayer::Awaited TurnPlayer::awaits() const {
   if (may_copy_in()) {
-    const int member = lacking(&GroupBlock::left, room_needed());
+    const int member = lacking_room();
     return member < 0 && !slot_is_free() ? Awaited{static_cast<int>(index_), left_raised}
                                          : Awaited{member, left_raised};
   }
-  if (may_combine()) return {lacking_here(&GroupBlock::copied, first_ + combined_ + 1), copied_raised};
-  if (may_reduce())
-    return {lacking(before_reduce(), first_ + reduced_ + 1), movement_->combines() ? combined_raised : copied_raised};
+  if (may_combine()) return {lacking_neighbour(), copied_raised};
+  if (may_reduce()) return {lacking_input(), movement_->combines() ? combined_raised : copied_raised};
   return {lacking_result(), movement_->reduces() ? reduced_raised : copied_raised};
+}
+
+// Who has nothing to do in a turn of its own waits for the results of those who have.
+bool TurnPlayer::waits_for_relay() const {
+  return movement_->keeps_results() && !movement_->works() && movement_->turns() == 1 && left_ < reduced_ &&
+         lacking_result() >= 0;
 }
 
 // Turns after the first can be copied in only when their number is known.
@@ -81,6 +87,31 @@ int TurnPlayer::lacking_here(Word word, std::uint64_t count) const {
   for (const int member : nodes_.members(nodes_.of(static_cast<int>(index_))))
     if ((blocks_[static_cast<std::size_t>(member)]->*word).load(std::memory_order_seq_cst) < count) return member;
   return -1;
+}
+
+int TurnPlayer::lacking_room() const {
+  const std::uint64_t count = room_needed();
+  for (int node = 0; node < nodes_.count(); ++node) {
+    const int first = nodes_.members(node).front();
+    if (node != nodes_.of(static_cast<int>(index_)) &&
+        blocks_[static_cast<std::size_t>(first)]->left.load(std::memory_order_seq_cst) < count)
+      return first;
+  }
+  return lacking_here(&GroupBlock::left, count);
+}
+
+int TurnPlayer::lacking_neighbour() const {
+  return movement_->works() ? lacking_here(&GroupBlock::copied, first_ + combined_ + 1) : -1;
+}
+
+int TurnPlayer::lacking_input() const {
+  if (!movement_->works()) return -1;
+  const std::uint64_t count = first_ + reduced_ + 1;
+  if (!movement_->keeps_results()) return lacking(before_reduce(), count);
+  for (const int member : movement_->awaited())
+    if ((blocks_[static_cast<std::size_t>(member)]->*before_reduce()).load(std::memory_order_seq_cst) < count)
+      return member;
+  return lacking_here(before_reduce(), count);
 }
 
 int TurnPlayer::lacking_result() const {

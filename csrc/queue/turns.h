@@ -12,7 +12,8 @@
 // Turns are counted through all movements of a group; turn t uses slot t mod 3. Each word has one writer, is monotone,
 // and is raised seq_cst after the stage's last access.
 //   1. A(t) overwrites what others read in B(t-3) and C(t-3): it waits until all have left turn t-3. Members of other
-//      nodes read mirrors of slots (mirrors.h): it also waits until the own slot has been sent to them.
+//      nodes read mirrors of slots (mirrors.h): it also waits until the own slot has been sent to them. Of each other
+//      node the first member tells how many turns all of that node have left.
 //   2. B(t) reads what others write in A(t), and writes a part that others write in no stage of turn t and read in C(t)
 //      only: it waits for everybody's A(t). In B(t) a member reads only its own part of the others' slots, and writes
 //      only its own part of its own slot, which nobody else reads in B(t). The same holds for B1(t) and the columns of
@@ -57,6 +58,16 @@ class Movement {
   virtual bool combines() const { return false; }
   virtual bool reduces() const { return false; }
   virtual bool keeps_results() const { return false; }  // what B2 makes is for the own node only
+
+  // Whether this member has anything to do in B1 and B2. Else it waits for nobody there.
+  virtual bool works() const { return true; }
+
+  // The members of other nodes for whose B1 this member's B2 waits, where results are kept.
+  virtual const std::vector<int>& awaited() const { return nobody; }
+
+  // Words that other nodes do not wait for, or that they are told with a stretch: bits of Event.
+  virtual std::uint32_t local_events() const { return 0; }
+
   virtual void copy_in(std::size_t turn, const Slots& slots) = 0;
   virtual void combine(std::size_t, const Slots&) {}
   virtual void reduce(std::size_t, const Slots&) {}
@@ -64,6 +75,9 @@ class Movement {
 
   // What the members of another node need of this member's slot after a stage, appended.
   virtual void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const = 0;
+
+ private:
+  inline static const std::vector<int> nobody;
 };
 
 class TurnPlayer {
@@ -76,10 +90,12 @@ class TurnPlayer {
   // Takes one step if one can be taken, and says which. The caller then wakes the other members.
   Stage step();
   bool done() const;
-  // Events that no other node waits for, at the moment.
-  std::uint32_t local_events() const {
-    return (movement_->combines() ? copied_raised : 0u) | (movement_->keeps_results() ? reduced_raised : 0u);
-  }
+  // Of the movement that is played, or was played last.
+  std::uint32_t local_events() const { return local_events_; }
+  // Whether the next step here waits for a member of this node that waits for other nodes, and nothing else can happen.
+  bool waits_for_relay() const;
+  // The turn that comes next here, counted through all movements.
+  std::uint64_t turn() const { return first_ + left_; }
 
   // For which member, and for what, the first step waits that this member has not taken; -1: for nobody, it can be
   // taken. Others may wait too, but for members that are no further: what is awaited always comes first.
@@ -95,6 +111,9 @@ class TurnPlayer {
   std::size_t limit() const;
   int lacking(Word word, std::uint64_t count) const;
   int lacking_here(Word word, std::uint64_t count) const;
+  int lacking_room() const;
+  int lacking_neighbour() const;
+  int lacking_input() const;
   int lacking_result() const;
   bool may_copy_in() const { return filled_ < limit() && filled_ < reduced_ + 2 && filled_ < left_ + 3; }
   bool slot_is_free() const;
@@ -115,6 +134,7 @@ class TurnPlayer {
   Slots slots_;
   std::vector<Stretch> stretches_;
   Movement* movement_ = nullptr;
+  std::uint32_t local_events_ = 0;
   std::uint64_t first_ = 0;  // turn of the group that is turn 0 of the movement
   // Turns of the movement that are through with A, B1, B2, C here.
   std::size_t filled_ = 0, combined_ = 0, reduced_ = 0, left_ = 0;

@@ -687,10 +687,8 @@ TEST("operations in step agree among all members, disagree alike, and go on") {
     }());
     engines.run([&](Engine& engine) {
       RandomDelay delay(engine.rank());
-      int calls = 0;
       const auto call = [&](Request request) {
         delay();
-        request.name = calls++ % 2 == 0 ? "even" : "odd";
         wait(engine, engine.submit(group, std::move(request), true));
       };
       for (std::size_t round = 0; round < 60; ++round) {
