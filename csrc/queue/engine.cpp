@@ -201,7 +201,7 @@ bool Engine::may_drive(const Group& group, bool by_caller) const {
 
 bool Engine::advance(bool by_caller) {
   bool moved = false;
-  if (setup_.network && (by_caller || setup_.network->any_thread())) poll_network();
+  if (polls()) poll_network(by_caller);
   if (mine_.requests.load(std::memory_order_acquire) != mine_.answers.load(std::memory_order_relaxed)) {
     answer_requests();
     moved = true;
@@ -231,7 +231,8 @@ bool Engine::polls() const {
 }
 
 // A network that fails takes the groups with it that need it.
-void Engine::poll_network() {
+void Engine::poll_network(bool by_caller) {
+  if (!setup_.network || !(by_caller || setup_.network->any_thread())) return;
   try {
     setup_.network->poll();
   } catch (const Error& error) {
@@ -264,6 +265,7 @@ bool Engine::moving() const {
 }
 
 void Engine::look(std::int64_t now, bool by_caller) {
+  poll_network(by_caller);  // also where nobody here waits for it: a member of another node may have gone
   for (const auto& group : driven())
     if (may_drive(*group, by_caller))
       guarded(*group, [&] {

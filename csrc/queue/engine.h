@@ -130,7 +130,7 @@ class Engine : Driven {
   template <class Report>
   static void report_if_possible(Report&& report);
   bool may_drive(const Group& group, bool by_caller) const;
-  void poll_network();
+  void poll_network(bool by_caller);
   void flush_network();
   void answer_requests();
   void check_usable() const;
