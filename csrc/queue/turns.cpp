@@ -33,7 +33,7 @@ Stage TurnPlayer::step() {
     return Stage::copy_in;
   }
   if (may_combine() && lacking_neighbour() < 0) {  // B1
-    movement_->combine(combined_, slots(combined_));
+    if (movement_->works()) movement_->combine(combined_, slots(combined_));
     raise(&GroupBlock::combined, ++combined_);
     tell(Stage::combine, combined_ - 1);
     return Stage::combine;
@@ -41,7 +41,7 @@ Stage TurnPlayer::step() {
   if (may_reduce() && lacking_input() < 0) {  // B2
     ++reduced_;
     if (movement_->reduces()) {
-      movement_->reduce(reduced_ - 1, slots(reduced_ - 1));
+      if (movement_->works()) movement_->reduce(reduced_ - 1, slots(reduced_ - 1));
       raise(&GroupBlock::reduced, reduced_);
       tell(Stage::reduce, reduced_ - 1);
       return Stage::reduce;
