@@ -5,7 +5,6 @@ Invariant: it is the same on all ranks, since they made it of what all had told 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -40,10 +39,6 @@ class Topology:
     def is_homogeneous(self) -> bool:
         """Whether all nodes have the same number of ranks."""
         return len({len(self.ranks_of(node)) for node in range(self.count)}) == 1
-
-    def on_one_node(self, ranks: Iterable[int]) -> bool:
-        """Whether these ranks share a node."""
-        return len({self.nodes[rank] for rank in ranks}) < 2
 
     def __str__(self) -> str:
         rows = (f"node {node}: ranks " + ", ".join(map(str, self.ranks_of(node))) for node in range(self.count))

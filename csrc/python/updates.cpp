@@ -16,6 +16,7 @@
 #include "csrc/python/arrays.h"
 #include "csrc/python/python_engine.h"
 #include "csrc/python/result.h"
+#include "csrc/queue/nodes.h"
 #include "csrc/queue/parts.h"
 
 namespace py = pybind11;
@@ -53,10 +54,11 @@ Rates rates_of(const py::dict& numbers) {
 
 // What stays the same from step to step: where the parameters and this rank's part of the state lie.
 struct UpdatePlan {
-  // `places` are pairs (rank of the world, offset in its segment), one for each member or, if they share it, one.
+  // `places` are pairs (rank of the world, offset in its segment), one for each member of this node or, if they share
+  // it, one.
   UpdatePlan(EnginePointer owner, std::string_view rule_name, const std::vector<std::pair<int, std::size_t>>& places,
-             const std::vector<py::object>& states)
-      : engine(std::move(owner)), rule(rule_named(std::string(rule_name))) {
+             bool shares, const std::vector<py::object>& states)
+      : engine(std::move(owner)), rule(rule_named(std::string(rule_name))), shares_parameters(shares) {
     for (const auto& [rank, offset] : places) parameters.push_back((*engine)->address(rank, offset));
     for (std::size_t i = 0; i < states.size() && i < addresses.size(); ++i)
       if (!states[i].is_none()) addresses[i] = ArrayView(states[i], ArrayView::Access::write).data();
@@ -65,6 +67,7 @@ struct UpdatePlan {
 
   EnginePointer engine;
   Rule rule;
+  bool shares_parameters;
   std::vector<std::byte*> parameters;
   std::array<std::byte*, 3> addresses{};
   std::vector<py::object> arrays;  // what the state lies in
@@ -108,6 +111,7 @@ PythonOperation submit_update(const EnginePointer& self, std::uint32_t group, co
   update->measures = measures;
   update->keeps_gradients = keeps_gradients;
   update->factor = factor;
+  update->shares_parameters = plan->shares_parameters;
   update->parameters = plan->parameters;
   update->states = plan->addresses;
   const std::size_t count = request.tensors.front().count();
@@ -122,15 +126,19 @@ PythonOperation submit_update(const EnginePointer& self, std::uint32_t group, co
   return {self, self->submit(group, std::move(request), std::move(kept), true)};
 }
 
-// (begin, end) of the elements that a member owns, in the order in which its state has them.
+// (begin, end) of the elements that a member owns on its node, in the order in which its state has them.
+// `node_of_member` tells by numbers which members share a node.
 std::vector<std::pair<std::size_t, std::size_t>> owned_parts(std::size_t count, std::size_t element_bytes,
-                                                             std::size_t members, std::size_t owner) {
-  const Parts parts(count, element_bytes, members);
+                                                             const std::vector<int>& node_of_member, int member) {
+  const Nodes nodes(node_of_member);
+  const Parts parts(count, element_bytes, static_cast<std::size_t>(nodes.columns()));
+  const std::vector<int> columns = nodes.columns_of(member);
   std::vector<std::pair<std::size_t, std::size_t>> all;
-  for (std::size_t turn = 0; turn < parts.turns(); ++turn) {
-    const Parts::Part part = parts.of(turn, owner);
-    if (part.begin < part.end) all.emplace_back(part.begin, part.end);
-  }
+  for (std::size_t turn = 0; turn < parts.turns(); ++turn)
+    for (const int column : columns) {
+      const Parts::Part part = parts.of(turn, static_cast<std::size_t>(column));
+      if (part.begin < part.end) all.emplace_back(part.begin, part.end);
+    }
   return all;
 }
 
@@ -138,9 +146,9 @@ std::vector<std::pair<std::size_t, std::size_t>> owned_parts(std::size_t count, 
 
 void bind_updates(py::module_& module) {
   py::class_<UpdatePlan, std::shared_ptr<UpdatePlan>>(module, "UpdatePlan")
-      .def(py::init<EnginePointer, std::string_view, const std::vector<std::pair<int, std::size_t>>&,
+      .def(py::init<EnginePointer, std::string_view, const std::vector<std::pair<int, std::size_t>>&, bool,
                     const std::vector<py::object>&>(),
-           py::arg("engine"), py::arg("rule"), py::arg("places"), py::arg("states"));
+           py::arg("engine"), py::arg("rule"), py::arg("places"), py::arg("shares"), py::arg("states"));
   const py::object engine = module.attr("Engine");
   const auto add = [&](const char* name, auto function, auto... arguments) {
     py::setattr(engine, name, py::cpp_function(function, py::name(name), py::is_method(engine), arguments...));
@@ -162,8 +170,8 @@ void bind_updates(py::module_& module) {
     malloc_trim(0);
 #endif
   });
-  module.def("owned_parts", &owned_parts, py::arg("count"), py::arg("element_bytes"), py::arg("members"),
-             py::arg("owner"));
+  module.def("owned_parts", &owned_parts, py::arg("count"), py::arg("element_bytes"), py::arg("nodes"),
+             py::arg("member"));
 }
 
 }  // namespace ringred

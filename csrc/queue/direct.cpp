@@ -13,8 +13,11 @@ std::int64_t divisor_of(const Batch& batch) {
   return batch.op == Op::average ? batch.size : 1;
 }
 
-const void* const* inputs_of(const std::vector<void*>& arrays) {
-  return const_cast<const void* const*>(arrays.data());
+std::vector<int> givers_here(const Batch& batch) {
+  std::vector<int> here;
+  for (const int giver : batch.givers)
+    if (batch.nodes->of(giver) == batch.nodes->of(batch.index)) here.push_back(giver);
+  return here;
 }
 
 NormKernel norm_of(const Batch& batch, const Run& run) {
@@ -25,16 +28,14 @@ NormKernel norm_of(const Batch& batch, const Run& run) {
 }  // namespace
 
 InPlace::InPlace(const Batch& batch, const Run& run)
-    : parts_(run.count, info(run.dtype).size, static_cast<std::size_t>(batch.size)),
+    : parts_(run.count, info(run.dtype).size, static_cast<std::size_t>(batch.nodes->columns())),
       index_(static_cast<std::size_t>(batch.index)),
       divisor_(divisor_of(batch)),
-      dtype_(run.dtype),
-      instruction_set_(*batch.instruction_set),
-      mine_(batch.mine.empty() ? nullptr : batch.mine.front()),
-      givers_(batch.givers),
-      bases_(batch.bases),
       element_bytes_(info(run.dtype).size),
-      places_(batch.givers.size()) {}
+      mine_(batch.mine.empty() ? nullptr : batch.mine.front()),
+      givers_(givers_here(batch)),
+      bases_(batch.bases),
+      places_(givers_.size()) {}
 
 void InPlace::copy_in(std::size_t, const Slots& slots) {
   std::uint64_t place = nowhere;
@@ -68,59 +69,13 @@ void AllreduceInPlace::reduce(std::size_t turn, const Slots& slots) {
 
 // In blocks, so that the copies find their source in the first-level cache.
 void AllreduceInPlace::measure(const Parts::Part& part, const Slots& slots) {
-  const std::size_t element_bytes = info(dtype_).size, block = (std::size_t{16} << 10) / element_bytes;
+  const std::size_t block = (std::size_t{16} << 10) / element_bytes_;
   for (std::size_t begin = part.begin; begin < part.end; begin += block) {
     const std::size_t count = std::min(block, part.end - begin);
     const std::vector<void*>& arrays = places(slots, begin);
     mine_->squares += norm_(inputs_of(arrays), static_cast<int>(arrays.size()), arrays.front(), count, divisor_);
-    for (std::size_t i = 1; i < arrays.size(); ++i) std::memcpy(arrays[i], arrays.front(), count * element_bytes);
+    for (std::size_t i = 1; i < arrays.size(); ++i) std::memcpy(arrays[i], arrays.front(), count * element_bytes_);
   }
-}
-
-UpdateMovement::UpdateMovement(const Batch& batch, const Run& run)
-    : InPlace(batch, run),
-      update_(*batch.mine.front()->request.update),
-      kernel_(update_kernel(*batch.instruction_set, run.dtype, update_.rule)),
-      norm_(norm_kernel(*batch.instruction_set, run.dtype)) {
-  for (const Update::Stretch& stretch : update_.stretches)
-    for (std::size_t turn = parts_.turn_of(stretch.begin); turn * parts_.elements_of_turn() < stretch.end; ++turn)
-      if (turns_.empty() || turns_.back() < turn) turns_.push_back(turn);
-}
-
-void UpdateMovement::reduce(std::size_t turn, const Slots& slots) {
-  const Parts::Part part = parts_.of(turns_[turn], index_);
-  auto stretch = std::upper_bound(update_.stretches.begin(), update_.stretches.end(), part.begin,
-                                  [](std::size_t place, const Update::Stretch& one) { return place < one.end; });
-  for (; stretch != update_.stretches.end() && stretch->begin < part.end; ++stretch) {
-    const std::size_t begin = std::max(part.begin, stretch->begin), end = std::min(part.end, stretch->end);
-    step(begin, end - begin, part.before + (begin - part.begin), update_.rates[stretch->rates], slots);
-  }
-}
-
-void UpdateMovement::step(std::size_t at, std::size_t count, std::size_t state, const Rates& rates,
-                          const Slots& slots) {
-  const std::size_t bytes = info(dtype_).size;
-  const std::vector<void*>& gradients = places(slots, at);
-  const auto ranks = static_cast<int>(gradients.size());
-  if (update_.measures) {
-    if (average_.size() < count * bytes) average_.resize(count * bytes);
-    mine_->squares += norm_(inputs_of(gradients), ranks, average_.data(), count, divisor_);
-    return;
-  }
-  std::vector<void*> outputs;
-  for (std::byte* parameters : update_.parameters) outputs.push_back(parameters + at * bytes);
-  UpdateArrays arrays{};
-  arrays.gradients = inputs_of(gradients);
-  arrays.gradient_count = ranks;
-  arrays.parameter = update_.parameters.size() == 1 ? outputs.front() : outputs[index_];
-  arrays.outputs = outputs.data();
-  arrays.output_count = static_cast<int>(outputs.size());
-  for (std::size_t i = 0; i < 3; ++i)
-    arrays.state[i] = update_.states[i] == nullptr ? nullptr : update_.states[i] + state * bytes;
-  arrays.average = update_.keeps_gradients ? gradients.front() : nullptr;
-  kernel_(arrays, count, divisor_, update_.factor, rates);
-  for (std::size_t i = 1; update_.keeps_gradients && i < gradients.size(); ++i)
-    std::memcpy(gradients[i], gradients.front(), count * bytes);
 }
 
 }  // namespace ringred

@@ -65,10 +65,7 @@ Entry& Group::entry(std::uint32_t number) const {
 
 std::shared_ptr<Operation> Group::submit(Request request) {
   request.check(size());
-  if (request.update && nodes_.several())
-    fail_usage(
-        "A step that updates all members' parameters in place takes members of one node: this process set spans " +
-        std::to_string(nodes_.count()) + ". Use the optimizer without fused=True.");
+  if (request.update) check_update(*request.update);
   check_announcement(request);
   std::shared_ptr<Operation> operation;
   {
@@ -94,6 +91,13 @@ void Group::check_announcement(const Request& request) const {
     fail_usage("A grouped " + std::string(name_of(request.kind)) + " has to announce its rows in one slot of " +
                in_words(layout_.slot_bytes) + ", and " + std::to_string(request.tensors.size()) +
                " tensors do not fit. Use smaller groups, or raise RINGRED_SLOT_BYTES.");
+}
+
+void Group::check_update(const Update& update) const {
+  const std::size_t wanted = update.shares_parameters ? 1 : nodes_.members(nodes_.of(setup_.index)).size();
+  if (update.parameters.size() != wanted)
+    fail_usage("A step writes the parameters of each member of its node, or those that they share: it needs " +
+               std::to_string(wanted) + " addresses, and got " + std::to_string(update.parameters.size()) + ".");
 }
 
 // Gives the operation the number of its name, and fills in its entry. If that fails the name is free as before.

@@ -119,6 +119,7 @@ class Group {
   bool sequencer_waits() const { return sequencer_ && sequencer_->waits(); }
   Entry& entry(std::uint32_t number) const;
   void check_announcement(const Request& request) const;
+  void check_update(const Update& update) const;
   std::shared_ptr<Operation> introduce(Request request);
   void write_entry(Operation& operation, const NameHash& hash);
   void publish(const std::shared_ptr<Operation>& operation);

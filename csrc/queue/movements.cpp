@@ -2,6 +2,7 @@
 
 #include "csrc/queue/direct.h"
 #include "csrc/queue/reductions.h"
+#include "csrc/queue/steps.h"
 #include "csrc/queue/transfers.h"
 
 namespace ringred {
@@ -24,7 +25,10 @@ std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch) {
       for (const Run& run : batch.runs) movements.push_back(std::make_unique<ReduceScatterMovement>(batch, run));
       break;
     case CallKind::update:
-      movements.push_back(std::make_unique<UpdateMovement>(batch, batch.runs.front()));
+      if (batch.nodes->several())
+        movements.push_back(std::make_unique<UpdateAcrossNodes>(batch, batch.runs.front()));
+      else
+        movements.push_back(std::make_unique<UpdateInPlace>(batch, batch.runs.front()));
       break;
     case CallKind::broadcast:
       movements.push_back(std::make_unique<BroadcastMovement>(batch));

@@ -42,6 +42,15 @@ class Nodes {
   }
   int owner(int node, int column) const { return members_[at(node)][at(column) % members_[at(node)].size()]; }
   bool owns(int member, int column) const { return owner(of(member), column) == member; }
+  std::vector<int> columns_of(int member) const {
+    std::vector<int> owned;
+    for (int column = 0; column < columns(); ++column)
+      if (owns(member, column)) owned.push_back(column);
+    return owned;
+  }
+
+  // The place of a member among those of its node.
+  int place(int member) const { return places_[at(member)]; }
 
   // The member of another node that keeps a mirror of `member` there; the owner of the same column where nodes have
   // equally many.

@@ -211,8 +211,9 @@ std::array<double, 9> numbers_of(const Rates& rates) {
 }  // namespace
 
 std::uint64_t Update::fingerprint() const {
-  std::uint64_t hash = mix(static_cast<std::uint64_t>(rule), (measures ? 1u : 0u) + (keeps_gradients ? 2u : 0u));
-  hash = mix(mix(hash, std::bit_cast<std::uint64_t>(factor)), parameters.size());
+  std::uint64_t hash = mix(static_cast<std::uint64_t>(rule),
+                           (measures ? 1u : 0u) + (keeps_gradients ? 2u : 0u) + (shares_parameters ? 4u : 0u));
+  hash = mix(hash, std::bit_cast<std::uint64_t>(factor));
   for (const Rates& one : rates)
     for (const double number : numbers_of(one)) hash = mix(hash, std::bit_cast<std::uint64_t>(number));
   for (const Stretch& stretch : stretches) hash = mix(mix(mix(hash, stretch.begin), stretch.end), stretch.rates);

@@ -32,9 +32,9 @@ struct Tensor {
   std::size_t row_bytes() const { return row_elements() * info(dtype).size; }
 };
 
-// The step of an optimizer: the members reduce their gradients, and each updates its parts of the parameters in all
-// members' memory. The operation has one array, the gradients of all parameters, in place in the arena; parameters and
-// gradients have the same places in their arrays. Nobody may read or write parameters meanwhile.
+// The step of an optimizer: the members reduce their gradients, and each updates its parts of the parameters in the
+// memory of all members of its node. The operation has one array, the gradients of all parameters, in place in the
+// arena; parameters and gradients have the same places in their arrays. Nobody may read or write parameters meanwhile.
 struct Update {
   struct Stretch {
     std::size_t begin, end;  // in elements
@@ -47,8 +47,9 @@ struct Update {
   double factor = 1;             // for the reduced gradients, before the step
   std::vector<Rates> rates;
   std::vector<Stretch> stretches;         // ascending and apart: the parameters that step
-  std::vector<std::byte*> parameters;     // by member, mapped here; one: the members share it
-  std::array<std::byte*, 3> states = {};  // of this member's parts (parts.h), see UpdateArrays
+  bool shares_parameters = false;         // the members of each node have one copy
+  std::vector<std::byte*> parameters;     // of this node's members in their order, mapped here; one if they share it
+  std::array<std::byte*, 3> states = {};  // of this member's parts (steps.h), see UpdateArrays
 
   std::uint64_t fingerprint() const;  // of what the members must agree on
   std::string describe() const;

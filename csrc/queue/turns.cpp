@@ -22,7 +22,8 @@ void TurnPlayer::start(Movement& movement) {
 }
 
 bool TurnPlayer::done() const {
-  return left_ == movement_->turns() && movement_->knows_all();
+  return left_ == movement_->turns() && movement_->knows_all() &&
+         (!movement_->copies_out_for_neighbours() || lacking_here(&GroupBlock::left, first_ + left_) < 0);
 }
 
 Stage TurnPlayer::step() {
@@ -56,6 +57,7 @@ Stage TurnPlayer::step() {
 }
 
 TurnPlayer::Awaited TurnPlayer::awaits() const {
+  if (left_ == movement_->turns()) return {lacking_here(&GroupBlock::left, first_ + left_), left_raised};
   if (may_copy_in()) {
     const int member = lacking_room();
     return member < 0 && !slot_is_free() ? Awaited{static_cast<int>(index_), left_raised}

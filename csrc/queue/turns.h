@@ -73,6 +73,9 @@ class Movement {
   virtual void reduce(std::size_t, const Slots&) {}
   virtual void copy_out(std::size_t turn, const Slots& slots) = 0;
 
+  // Whether C writes into memory of the own node's members: nobody is through before they have left the last turn.
+  virtual bool copies_out_for_neighbours() const { return false; }
+
   // What the members of another node need of this member's slot after a stage, appended.
   virtual void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const = 0;
 

@@ -135,6 +135,18 @@ class EngineChannel:
             process_set=self._process_set,
         )
 
+    @property
+    def nodes(self) -> list[int]:
+        """The node of each member, by number."""
+        nodes = world.topology().nodes
+        return [nodes[rank] for rank in self.ranks]
+
+    @property
+    def neighbours(self) -> list[int]:
+        """The members on this rank's node, by their numbers in the process set, ascending; this rank is one."""
+        nodes = self.nodes
+        return [member for member, node in enumerate(nodes) if node == nodes[self._rank]]
+
     def lateness(self) -> list[float]:
         """As the sequencer of the process set has counted it."""
         return [seconds for _, seconds in world.engine().stragglers(self._process_set.group())]

@@ -1,13 +1,14 @@
-"""The optimizer fused into the reduction: each rank updates its part of all parameters, for everyone.
+"""The optimizer fused into the reduction: each rank updates its part of all parameters, for everyone on its node.
 
 Invariant: parameters change inside step() only, on all ranks or on none, and have the same bits on all of them.
 
 Parameters and gradients of one dtype lie side by side in this rank's arena, at the same places in both. Each rank owns
-parts of that range (csrc/queue/parts.h) and the optimizer's state of these parts alone. A step:
+parts of that range (csrc/queue/steps.h) and the optimizer's state of these parts alone; a node has all. A step:
   1. Flags, as in exchange.py: which parameters have a gradient on some rank, and whether all ranks step.
   2. One operation of the engine for each dtype. Its members first agree on all numbers of the step (learning rates,
      factors, which parameters take part). Then each rank reads its parts of all ranks' gradients, adds them in rank
-     order, updates its state and stores the new parameters to all ranks: one pass over memory.
+     order, updates its state and stores the new parameters to all ranks: one pass over memory. Across nodes it adds up
+     what its node has, exchanges the sums with the owners of the same parts on other nodes, and updates its node.
 The idea of a state that is spread over the ranks is that of ZeRO (Rajbhandari et al., 2020, arXiv:1910.02054).
 """
 
@@ -43,7 +44,7 @@ class FlatGroup:
         channel: the ranks.
         rule: "SGD", "Adam" or "AdamW".
         number: of this group among those of the optimizer.
-        share: keep one copy of the parameters for all ranks.
+        share: keep one copy of the parameters for all ranks of a node.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class FlatGroup:
         self.offsets = self.gradients.offsets
         self.count = self.gradients.count
         size = self.parameters[0].element_size()
-        self.owned = _core.owned_parts(self.count, size, channel.size, channel.rank)
+        self.owned = self._owned_by(channel.rank)
         self.states: list[torch.Tensor | None] = [None, None, None]
         self._plan: _core.UpdatePlan | None = None
         memory = SharedMemory if share else OwnMemory
@@ -78,6 +79,10 @@ class FlatGroup:
         channel.let_go()
         _core.release_free_memory()  # where the parameters were, before gradients take theirs
         self.gradients.make()
+
+    def _owned_by(self, rank: int) -> list[tuple[int, int]]:
+        """The parts of a rank, as (begin, end), in the order in which its state has them."""
+        return _core.owned_parts(self.count, self.parameters[0].element_size(), self._channel.nodes, rank)
 
     def _move_parameters(self, size: int) -> None:
         places = [begin * size for begin in self.offsets]
@@ -116,20 +121,27 @@ class FlatGroup:
         """Start a step, or the norm of one."""
         places = self.memory.places
         if self._plan is None:
-            self._plan = _core.UpdatePlan(self._channel.engine, self._rule, places, self.states)
+            self._plan = _core.UpdatePlan(self._channel.engine, self._rule, places, self.memory.shared, self.states)
         return self._channel.update(self.name, self.gradients.flat, op, self._plan, stretches, rates, **options)
 
     def gather(self, number: int) -> list[torch.Tensor] | None:
-        """State number 0, 1 or 2 of each parameter, whole: a collective. None if there is no such state."""
+        """State number 0, 1 or 2 of each parameter, whole: a collective. None if there is no such state.
+
+        Every node has all parts, with the same bits: those of the first rank's node are taken.
+        """
         own = self.states[number]
         # A step that failed may have made one on some ranks.
         if not all(self._channel.share(own is not None, f"{self.name}.has.{number}")) or own is None:
             return None
         flat = torch.empty(self.count, dtype=self.dtype)
-        parts: list[torch.Tensor] = self._channel.gather(own, f"{self.name}.state.{number}")
+        nodes = self._channel.nodes
+        gives = nodes[self._channel.rank] == nodes[0]
+        parts: list[torch.Tensor] = self._channel.gather(own if gives else own[:0], f"{self.name}.state.{number}")
         for rank, part in enumerate(parts):
+            if nodes[rank] != nodes[0]:
+                continue
             at = 0
-            for begin, end in _core.owned_parts(self.count, flat.element_size(), self._channel.size, rank):
+            for begin, end in self._owned_by(rank):
                 flat[begin:end] = part[at : at + end - begin]
                 at += end - begin
         return [
@@ -170,7 +182,7 @@ class FusedStep:
         channel: the ranks.
         op: Average or Sum.
         keep_gradients: whether the averages replace the parameters' own gradients.
-        share_parameters: keep one copy of the parameters for all ranks; construction is a collective then.
+        share_parameters: keep one copy of the parameters for all ranks of a node; construction is a collective then.
     """
 
     def __init__(
@@ -192,7 +204,7 @@ class FusedStep:
         for index, (name, parameter) in enumerate(named):
             _check_parameter(name, parameter)
             by_dtype.setdefault(parameter.dtype, []).append((index, name, parameter))
-        if share_parameters:  # only the first rank's will be left
+        if share_parameters:  # only those of each node's first rank will be left
             channel.check_replicas([(name, parameter.detach()) for name, parameter in named])
         self.groups = [
             FlatGroup(members, channel, self._rule, number, share_parameters)

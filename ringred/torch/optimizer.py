@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ringred import world
 from ringred.arguments import checked_factor, checked_op, is_whole
 from ringred.errors import UsageError
 from ringred.ops import Op
@@ -74,8 +73,8 @@ class DistributedOptimizer(ComposedOptimizer):
         sparse_as_dense: make sparse gradients dense; otherwise they travel sparse.
         process_set: the ranks that take part; this one must be a member.
         fused: update the parameters inside the reduction: each rank its part, with its part of the optimizer's state,
-            for all ranks. For SGD, Adam and AdamW of torch, float32 and float64, without compression. Gradients stay
-            this rank's own; parameters move into the shared arena. `state_dict()` is a collective then.
+            for all ranks of its node. For SGD, Adam and AdamW of torch, float32 and float64, without compression.
+            Gradients stay this rank's own; parameters move into the shared arena. `state_dict()` is a collective then.
         keep_gradients: with fused, step() leaves the averages in the gradients.
         share_parameters: with fused, keep one copy of the parameters for all ranks of the node. They are read-only
             outside of step() and writable(): a stray write ends the process, after a text that names the parameter.
@@ -371,11 +370,6 @@ class DistributedOptimizer(ComposedOptimizer):
         ]
         if wrong:
             raise UsageError(f"fused=True does not go with {', '.join(wrong)}. Leave it out, or use fused=False.")
-        if not world.topology().on_one_node(self._channel.ranks):
-            raise UsageError(
-                "fused=True needs all ranks of its process set on one node, where they update each other's parameters "
-                f"in shared memory: {list(self._channel.ranks)} are on several. Use fused=False."
-            )
         check_optimizer(self._inner)
 
     def _inner_step(self, closure: Callable[[], Any] | None) -> Any:

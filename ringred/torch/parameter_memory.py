@@ -1,6 +1,6 @@
 """Where the parameters of a fused step lie: in every rank's arena, or once for all ranks of the node.
 
-Invariant: what a rank's parameters are views of is at the places that `places` tells, which all ranks know.
+Invariant: what a rank's parameters are views of is at the places that `places` tells, which all ranks of its node know.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 class OwnMemory:
     """A copy on every rank, in its arena. The places are exchanged when they are first asked for: a collective."""
 
+    shared = False
+
     def __init__(self, channel: EngineChannel, size: int, name: str) -> None:
         self.block: Bytes = channel.allocate(size)
         self._channel = channel
@@ -28,11 +30,12 @@ class OwnMemory:
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """(rank of the world, offset in its segment), one for each rank."""
+        """(rank of the world, offset in its segment), one for each rank of this node."""
         if self._places is None:
             offset = self._channel.engine.offset_of(self.block)
             offsets: list[int] = self._channel.share(offset, f"{self._name}.offset")
-            self._places = list(zip(self._channel.ranks, offsets, strict=True))
+            ranks = self._channel.ranks
+            self._places = [(ranks[member], offsets[member]) for member in self._channel.neighbours]
         return self._places
 
     def fill(self, values: Iterable[tuple[int, Bytes]]) -> None:
@@ -47,11 +50,12 @@ class OwnMemory:
 
 
 class SharedMemory:
-    """One copy, in the first rank's arena, which all ranks see read-only. To make it is a collective.
+    """One copy on each node, in the arena of its first rank, which its ranks see read-only. To make it is a collective.
 
     The first rank never gives the memory back: it cannot know when the last rank's parameters are gone.
     """
 
+    shared = True
     _kept: ClassVar[list[Bytes]] = []
 
     def __init__(self, channel: EngineChannel, size: int, name: str) -> None:
@@ -59,13 +63,14 @@ class SharedMemory:
         self._name = name
         self._own: Bytes | None = None
         offset = 0
-        if channel.rank == 0:
+        first = channel.neighbours[0]
+        if channel.rank == first:
             self._own = channel.allocate(size)
             self._kept.append(self._own)
             offset = channel.engine.offset_of(self._own)
-        offset = channel.share(offset, f"{name}.offset")[0]
-        self.places = [(channel.ranks[0], offset)]
-        self._view = _core.GuardedView(channel.engine, channel.ranks[0], offset, size)
+        offset = channel.share(offset, f"{name}.offset")[first]
+        self.places = [(channel.ranks[first], offset)]
+        self._view = _core.GuardedView(channel.engine, channel.ranks[first], offset, size)
         self.block: Bytes = np.frombuffer(memoryview(self._view), np.uint8)
 
     def name_ranges(self, ranges: Sequence[tuple[int, int, str]]) -> None:
@@ -73,7 +78,7 @@ class SharedMemory:
         self._view.name_ranges(ranges)
 
     def fill(self, values: Iterable[tuple[int, Bytes]]) -> None:
-        """Store the first rank's bytes at their offsets. A collective: they are there on return."""
+        """Store the bytes of each node's first rank at their offsets. A collective: they are there on return."""
         if self._own is not None:
             for begin, data in values:
                 self._own[begin : begin + data.size] = data
@@ -81,7 +86,7 @@ class SharedMemory:
 
     @contextmanager
     def writable(self) -> Iterator[None]:
-        """Let this rank write to it; what it writes is there for all ranks at once."""
+        """Let this rank write to it; what it writes is there for all ranks of its node at once."""
         self._view.unprotect()
         try:
             yield

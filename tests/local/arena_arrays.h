@@ -68,6 +68,13 @@ class Arrays {
   }
 
   const std::vector<std::byte*>& data() const { return data_; }
+  // Of the ranks of this one's node.
+  std::vector<std::byte*> data_here(int rank) const {
+    const Nodes nodes = test_nodes(static_cast<int>(data_.size()));
+    std::vector<std::byte*> here;
+    for (const int neighbour : nodes.members(nodes.of(rank))) here.push_back(data(neighbour));
+    return here;
+  }
   std::byte* data(int rank) const { return data_[static_cast<std::size_t>(rank)]; }
   Bytes now(int rank) const { return {data(rank), data(rank) + count_ * info(dtype_).size}; }
 
@@ -106,12 +113,36 @@ inline std::vector<const void*> at(const std::vector<Bytes>& arrays, std::size_t
 }
 
 // What one kernel makes of the arrays, in their order; `size` divides an average.
-inline Bytes reduced(DType dtype, Op op, const std::vector<Bytes>& arrays, int size) {
+inline Bytes combined(DType dtype, Op op, const std::vector<Bytes>& arrays, int size) {
   Bytes result(arrays.front().size());
   void* output = result.data();
   reduce_kernel(instruction_set("auto"), dtype, op)(at(arrays, 0).data(), static_cast<int>(arrays.size()), &output, 1,
                                                     result.size() / info(dtype).size, size);
   return result;
+}
+
+// What each node makes of its ranks' arrays: as they are, where all share one.
+inline std::vector<Bytes> by_node(DType dtype, Op op, const std::vector<Bytes>& arrays, int size) {
+  const Nodes nodes = test_nodes(static_cast<int>(arrays.size()));
+  if (!nodes.several()) return arrays;
+  std::vector<Bytes> results;
+  for (int node = 0; node < nodes.count(); ++node) {
+    std::vector<Bytes> here;
+    for (const int rank : nodes.members(node)) here.push_back(arrays[static_cast<std::size_t>(rank)]);
+    results.push_back(combined(dtype, op, here, size));
+  }
+  return results;
+}
+
+// What the ranks make of their arrays: across nodes first each node of its own. Averages of integers are no sums of
+// sums; of an average of halves each node divides its own.
+inline Bytes reduced(DType dtype, Op op, const std::vector<Bytes>& arrays, int size) {
+  const TypeClass type_class = info(dtype).type_class;
+  if (op == Op::average && type_class == TypeClass::real)
+    return combined(dtype, op, by_node(dtype, Op::sum, arrays, size), size);
+  if (op == Op::average && type_class != TypeClass::half) return combined(dtype, op, arrays, size);
+  const bool divided = op == Op::average && test_nodes(static_cast<int>(arrays.size())).several();
+  return combined(dtype, divided ? Op::sum : op, by_node(dtype, op, arrays, size), size);
 }
 
 template <class Real>

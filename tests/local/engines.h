@@ -30,6 +30,11 @@ inline std::vector<int> nodes_of_test(int size) {
   return nodes;
 }
 
+inline Nodes test_nodes(int size) {
+  const std::vector<int> nodes = nodes_of_test(size);
+  return Nodes(nodes.empty() ? std::vector<int>(static_cast<std::size_t>(size)) : nodes);
+}
+
 // Whether ranks see each other's memory, and not only what they tell each other.
 inline bool on_one_node(int size) {
   const std::vector<int> nodes = nodes_of_test(size);

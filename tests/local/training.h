@@ -13,7 +13,8 @@
 
 namespace ringred::check {
 
-// An optimizer that has all state in one place, and takes each stretch in one call of the kernel.
+// An optimizer that has all state in one place, and takes each stretch in one call of the kernel. Across nodes it adds
+// up what each node has first.
 struct Serial {
   DType dtype;
   int size;
@@ -29,11 +30,12 @@ struct Serial {
     gradients = given;
     for (const Update::Stretch& stretch : update.stretches) {
       const std::size_t from = stretch.begin * bytes, count = stretch.end - stretch.begin;
-      const std::vector<const void*> inputs = at(given, from);
+      const std::vector<Bytes> sums = by_node(dtype, Op::sum, given, size);
+      const std::vector<const void*> inputs = at(sums, from);
       Bytes average(count * bytes);
       void* output = parameters.data() + from;
       UpdateArrays arrays{.gradients = inputs.data(),
-                          .gradient_count = size,
+                          .gradient_count = static_cast<int>(inputs.size()),
                           .parameter = output,
                           .outputs = &output,
                           .output_count = 1,
@@ -76,12 +78,19 @@ inline Update update_of(Rule rule, std::size_t count) {
   return update;
 }
 
-// Optimizer state of each member's parts, in memory of its own.
+// Optimizer state of each member's parts, in memory of its own. Every node has all of it.
 struct States {
-  States(const Parts& owners, DType dtype, int size, bool third)
-      : parts(owners), bytes(info(dtype).size), kept(static_cast<std::size_t>(size)) {
-    for (std::size_t owner = 0; owner < kept.size(); ++owner)
-      for (std::size_t k = 0; k < (third ? 3 : 2); ++k) kept[owner][k].resize(parts.owned(owner) * bytes);
+  States(std::size_t count, DType dtype, int size, bool third)
+      : nodes(test_nodes(size)),
+        parts(count, info(dtype).size, static_cast<std::size_t>(nodes.columns())),
+        bytes(info(dtype).size),
+        kept(static_cast<std::size_t>(size)) {
+    for (std::size_t member = 0; member < kept.size(); ++member) {
+      std::size_t owned = 0;
+      for (const int column : nodes.columns_of(static_cast<int>(member)))
+        owned += parts.owned(static_cast<std::size_t>(column));
+      for (std::size_t k = 0; k < (third ? 3 : 2); ++k) kept[member][k].resize(owned * bytes);
+    }
   }
 
   std::array<std::byte*, 3> of(int rank) {
@@ -93,16 +102,21 @@ struct States {
 
   bool hold(const Bytes& whole, std::size_t k) const {
     bool equal = true;
-    for (std::size_t owner = 0; owner < kept.size(); ++owner)
-      for (std::size_t turn = 0; turn < parts.turns(); ++turn) {
-        const Parts::Part part = parts.of(turn, owner);
-        if (part.begin < part.end)
-          equal = equal && std::memcmp(kept[owner][k].data() + part.before * bytes, whole.data() + part.begin * bytes,
-                                       (part.end - part.begin) * bytes) == 0;
-      }
+    for (std::size_t member = 0; member < kept.size(); ++member) {
+      std::size_t at = 0;
+      for (std::size_t turn = 0; turn < parts.turns(); ++turn)
+        for (const int column : nodes.columns_of(static_cast<int>(member))) {
+          const Parts::Part part = parts.of(turn, static_cast<std::size_t>(column));
+          const std::size_t length = (part.end - part.begin) * bytes;
+          if (length > 0)
+            equal = equal && std::memcmp(kept[member][k].data() + at, whole.data() + part.begin * bytes, length) == 0;
+          at += length;
+        }
+    }
     return equal;
   }
 
+  const Nodes nodes;
   const Parts parts;
   const std::size_t bytes;
   std::vector<std::array<Bytes, 3>> kept;
@@ -121,26 +135,32 @@ inline void check_training(Engines& engines, const Training& training, Update up
   const auto& [dtype, count, op, keeps, shares, steps] = training;
   const int size = engines.size();
   Arrays parameters(engines, dtype, count, 1), gradients(engines, dtype, count, 2);
-  for (int rank = 1; rank < size && !shares; ++rank)
-    std::memcpy(parameters.data(rank), parameters.data(0), parameters.before[0].size());
-  States states(Parts(count, info(dtype).size, static_cast<std::size_t>(size)), dtype, size, update.rule != Rule::sgd);
+  const Nodes nodes = test_nodes(size);
+  const auto writes = [&](int rank) { return !shares || nodes.place(rank) == 0; };
+  for (int rank = 1; rank < size; ++rank)
+    if (writes(rank)) std::memcpy(parameters.data(rank), parameters.data(0), parameters.before[0].size());
+  States states(count, dtype, size, update.rule != Rule::sgd);
   Serial serial(dtype, size, parameters.before[0]);
   update.keeps_gradients = keeps;
-  update.parameters = shares ? std::vector<std::byte*>{parameters.data(0)} : parameters.data();
+  update.shares_parameters = shares;
   for (int step = 0; step < steps; ++step) {
     for (Rates& rates : update.rates) rates.step = step + 1, rates.first = step == 0;
     const auto seed = static_cast<std::uint64_t>(10 + step);
     for (int rank = 0; rank < size; ++rank) gradients.fill(rank, seed);
+    std::vector<Bytes> found(static_cast<std::size_t>(size));  // at once, by each rank for itself
     engines.run([&](Engine& engine) {
       stagger(engine.rank(), seed);
       auto mine = std::make_shared<Update>(update);
       mine->states = states.of(engine.rank());
+      mine->parameters = parameters.data_here(engine.rank());
+      if (shares) mine->parameters.resize(1);
       wait(engine, engine.submit(0, gradients.step(engine.rank(), "step", op, mine)));
+      found[static_cast<std::size_t>(engine.rank())] = parameters.now(engine.rank());
     });
     serial.step(update, op, gradients.before);
     for (int rank = 0; rank < size; ++rank) {
       const auto place = static_cast<std::size_t>(rank);
-      CHECK(same(parameters.now(rank), shares && rank > 0 ? parameters.before[place] : serial.parameters));
+      CHECK(same(found[place], writes(rank) ? serial.parameters : parameters.before[place]));
       CHECK(same(gradients.now(rank), serial.gradients[place]));
     }
     for (std::size_t k = 0; k < (update.rule == Rule::sgd ? 1 : 3); ++k) CHECK(states.hold(serial.states[k], k));
