@@ -16,8 +16,12 @@ std::size_t part_room(const Batch& batch, std::size_t parts, DType wire) {
   return batch.slot_bytes / parts / line * line / info(wire).size;
 }
 
+// Where each node makes all results, the first one counts their squares.
 NormKernel norm_of(const Batch& batch, const Run& run) {
-  return run.measured && !batch.mine.empty() ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
+  const bool elsewhere =
+      batch.nodes->of(batch.index) > 0 && may_send_sums(batch.nodes->count(), run.count * info(run.wire).size);
+  const bool counts = run.measured && !batch.mine.empty() && !elsewhere;
+  return counts ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
 }
 
 bool may_add_by_node(const Batch& batch, DType wire) {
@@ -47,17 +51,15 @@ double postscale_of(const Batch& batch) {
   return batch.mine.empty() ? 1 : batch.mine.front()->request.postscale;
 }
 
-// Whether nodes send each other their sums whole, (K-1) S bytes of each instead of 2 (K-1)/K S: what is more than the
-// latter must take less time than the message that is saved.
-bool may_send_sums(int nodes, std::size_t bytes) {
-  return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= double{message_bytes};
-}
-
 bool divides_first(const Batch& batch, const Run& run) {
   return batch.op == Op::average && info(run.wire).type_class == TypeClass::half;
 }
 
 }  // namespace
+
+bool may_send_sums(int nodes, std::size_t bytes) {
+  return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= double{message_bytes};
+}
 
 Reducing::Reducing(const Batch& batch, const Run& run)
     : mine_(batch.mine),

@@ -13,6 +13,10 @@
 
 namespace ringred {
 
+// Whether nodes send each other their sums whole, (K-1) S bytes of each instead of 2 (K-1)/K S: what is more than the
+// latter must take less time than the message that is saved.
+bool may_send_sums(int nodes, std::size_t bytes);
+
 // What the reductions share: how numbers become what travels, and back.
 class Reducing {
  public:
