@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "csrc/base/round.h"
+#include "csrc/queue/reductions.h"
 
 namespace ringred {
 
@@ -78,42 +79,60 @@ UpdateAcrossNodes::UpdateAcrossNodes(const Batch& batch, const Run& run)
       nodes_(*batch.nodes),
       here_(nodes_.of(batch.index)),
       columns_(nodes_.columns()),
+      sends_sums_(may_send_sums(nodes_.count(), run.count * element_bytes_)),
+      rows_(sends_sums_ ? 1 : nodes_.count()),
       owned_(nodes_.columns_of(batch.index)),
-      adding_(reduce_kernel(*batch.instruction_set, run.dtype, Op::sum)),
-      sums_(static_cast<std::size_t>(nodes_.count())) {
-  const auto nodes = static_cast<std::size_t>(nodes_.count()), columns = static_cast<std::size_t>(columns_);
-  const std::size_t line = 64,
-                    room = (batch.slot_bytes - told_bytes) / (nodes * columns) / line * line / element_bytes_;
+      adding_(reduce_kernel(*batch.instruction_set, run.dtype, Op::sum)) {
+  for (const int column : owned_)
+    for (int node = 0; node < nodes_.count(); ++node)
+      if (node != here_) awaited_.push_back(nodes_.owner(node, column));
+  constexpr std::size_t line = 64;
+  const auto rows = static_cast<std::size_t>(rows_), columns = static_cast<std::size_t>(columns_);
+  const std::size_t room = (batch.slot_bytes - told_bytes) / (rows * columns) / line * line / element_bytes_;
   const std::size_t part = parts_.elements_of_part();
-  std::size_t slices = divide_up(part, room * nodes);
+  std::size_t slices = divide_up(part, room * rows);
   // Two turns or more of what is long, as in TwoShotMovement.
   constexpr std::size_t long_bytes = std::size_t{512} << 10;
   if (run.count * element_bytes_ > long_bytes) slices = std::max<std::size_t>(slices, 2);
-  piece_elements_ = round_up(divide_up(part, slices * nodes), line / element_bytes_);
+  piece_elements_ = round_up(divide_up(part, slices * rows), line / element_bytes_);
   for (std::size_t turn = 0; turn < parts_.turns(); ++turn)
-    for (std::size_t begin = 0; begin < part; begin += piece_elements_ * nodes)
+    for (std::size_t begin = 0; begin < part; begin += piece_elements_ * rows)
       for (std::size_t column = 0; column < columns; ++column) {
         const Parts::Part whole = parts_.of(turn, column);
         const std::size_t from = whole.begin + begin;
-        if (!steps_in(from, std::min(from + piece_elements_ * nodes, whole.end))) continue;
+        if (!steps_in(from, std::min(from + piece_elements_ * rows, whole.end))) continue;
         slices_.push_back({turn, begin});
         break;
       }
 }
 
-UpdateAcrossNodes::Piece UpdateAcrossNodes::piece_of(std::size_t turn, int node, int column) const {
+UpdateAcrossNodes::Piece UpdateAcrossNodes::piece_of(std::size_t turn, int row, int column) const {
   const Slice& slice = slices_[turn];
   const Parts::Part part = parts_.of(slice.turn, static_cast<std::size_t>(column));
-  const std::size_t begin = part.begin + slice.begin + static_cast<std::size_t>(node) * piece_elements_;
-  const auto place = static_cast<std::size_t>(node * columns_ + column);
+  const std::size_t begin = part.begin + slice.begin + static_cast<std::size_t>(row) * piece_elements_;
+  const auto place = static_cast<std::size_t>(row * columns_ + column);
   return {told_bytes + place * piece_elements_ * element_bytes_, std::min(begin, part.end),
           std::min(begin + piece_elements_, part.end)};
 }
 
+// What the nodes have added up of a column, at an offset of their slots.
+const std::vector<void*>& UpdateAcrossNodes::sums(const Slots& slots, int column, std::size_t offset) {
+  inputs_.clear();
+  for (int node = 0; node < nodes_.count(); ++node) inputs_.push_back(slot_of(slots, node, column) + offset);
+  return inputs_;
+}
+
+// What the gradients of a column are made of that steps, of all nodes.
+const std::vector<void*>& UpdateAcrossNodes::results(const Slots& slots, int row, int column, std::size_t offset) {
+  if (sends_sums_) return sums(slots, column, offset);
+  inputs_.assign(1, slot_of(slots, row, column) + offset);
+  return inputs_;
+}
+
 void UpdateAcrossNodes::combine(std::size_t turn, const Slots& slots) {
-  for (int node = 0; node < nodes_.count(); ++node)
+  for (int row = 0; row < rows_; ++row)
     for (const int column : owned_) {
-      const Piece piece = piece_of(turn, node, column);
+      const Piece piece = piece_of(turn, row, column);
       if (piece.begin == piece.end) continue;
       const std::vector<void*>& gradients = places(slots, piece.begin);
       void* sum = slots.of[index_] + piece.offset;
@@ -121,50 +140,57 @@ void UpdateAcrossNodes::combine(std::size_t turn, const Slots& slots) {
     }
 }
 
-void UpdateAcrossNodes::find_sums(const Slots& slots, int column, std::size_t offset) {
-  for (int node = 0; node < nodes_.count(); ++node)
-    sums_[static_cast<std::size_t>(node)] = slot_of(slots, node, column) + offset;
+void UpdateAcrossNodes::reduce(std::size_t turn, const Slots& slots) {
+  for (std::size_t nth = 0; nth < owned_.size(); ++nth) {
+    const Piece piece = piece_of(turn, own_row(), owned_[nth]);
+    if (update_.measures)
+      measure_piece(slots, piece, owned_[nth]);
+    else if (sends_sums_)
+      step_piece(turn, slots, 0, nth);
+    else
+      add_up(slots, piece, owned_[nth]);
+  }
 }
 
-void UpdateAcrossNodes::reduce(std::size_t turn, const Slots& slots) {
-  for (const int column : owned_) {
-    const Piece piece = piece_of(turn, here_, column);
-    if (piece.begin == piece.end) continue;
-    void* own = slots.of[index_] + piece.offset;
-    if (!update_.measures) {
-      find_sums(slots, column, piece.offset);
-      adding_(inputs_of(sums_), nodes_.count(), &own, 1, piece.end - piece.begin, 1);
-      continue;
-    }
-    visit(piece.begin, piece.end, [&](const Stepping& stretch) {
-      const std::size_t offset = piece.offset + (stretch.begin - piece.begin) * element_bytes_;
-      find_sums(slots, column, offset);
-      measure(sums_, stretch.end - stretch.begin, slots.of[index_] + offset);
-    });
-  }
+void UpdateAcrossNodes::add_up(const Slots& slots, const Piece& piece, int column) {
+  if (piece.begin == piece.end) return;
+  void* result = slots.of[index_] + piece.offset;
+  adding_(inputs_of(sums(slots, column, piece.offset)), nodes_.count(), &result, 1, piece.end - piece.begin, 1);
+}
+
+void UpdateAcrossNodes::measure_piece(const Slots& slots, const Piece& piece, int column) {
+  if (sends_sums_ && here_ > 0) return;  // the first node counts all
+  visit(piece.begin, piece.end, [&](const Stepping& stretch) {
+    const std::size_t offset = piece.offset + (stretch.begin - piece.begin) * element_bytes_;
+    const std::vector<void*>& all = sums(slots, column, offset);
+    // Where sums are sent whole the own one may still be on its way: the average goes into another node's mirror.
+    measure(all, stretch.end - stretch.begin, sends_sums_ ? all.back() : slots.of[index_] + offset);
+  });
+}
+
+void UpdateAcrossNodes::step_piece(std::size_t turn, const Slots& slots, int row, std::size_t nth) {
+  const int column = owned_[nth];
+  const Piece piece = piece_of(turn, row, column);
+  const Parts::Part part = parts_.of(slices_[turn].turn, static_cast<std::size_t>(column));
+  visit(piece.begin, piece.end, [&](const Stepping& stretch) {
+    const std::size_t state = parts_.before(part, nth, owned_.size()) + (stretch.begin - part.begin);
+    const std::size_t offset = piece.offset + (stretch.begin - piece.begin) * element_bytes_;
+    step(stretch.begin, stretch.end - stretch.begin, state, stretch.rates, results(slots, row, column, offset),
+         places(slots, stretch.begin));
+  });
 }
 
 void UpdateAcrossNodes::copy_out(std::size_t turn, const Slots& slots) {
-  if (update_.measures) return;
-  for (std::size_t nth = 0; nth < owned_.size(); ++nth) {
-    const Parts::Part part = parts_.of(slices_[turn].turn, static_cast<std::size_t>(owned_[nth]));
-    for (int node = 0; node < nodes_.count(); ++node) {
-      const Piece piece = piece_of(turn, node, owned_[nth]);
-      std::byte* sums = slot_of(slots, node, owned_[nth]) + piece.offset;
-      visit(piece.begin, piece.end, [&](const Stepping& stretch) {
-        const std::size_t state = parts_.before(part, nth, owned_.size()) + (stretch.begin - part.begin);
-        const std::vector<void*> sum = {sums + (stretch.begin - piece.begin) * element_bytes_};
-        step(stretch.begin, stretch.end - stretch.begin, state, stretch.rates, sum, places(slots, stretch.begin));
-      });
-    }
-  }
+  if (keeps_results()) return;
+  for (std::size_t nth = 0; nth < owned_.size(); ++nth)
+    for (int row = 0; row < rows_; ++row) step_piece(turn, slots, row, nth);
 }
 
 void UpdateAcrossNodes::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
-  const bool results = stage == Stage::reduce && !update_.measures;
+  const bool results = stage == Stage::reduce && !keeps_results();
   if (!results && stage != Stage::combine) return;
   for (const int column : owned_) {
-    const Piece piece = piece_of(turn, results ? here_ : node, column);
+    const Piece piece = piece_of(turn, results || sends_sums_ ? own_row() : node, column);
     if (piece.begin == piece.end) continue;
     const Stretch stretch{piece.offset, (piece.end - piece.begin) * element_bytes_};
     const bool follows = !stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset;

@@ -7,11 +7,14 @@
 // Across nodes every node has all parts, and each of its members those of its columns (nodes.h). A turn is a slice of
 // the columns' parts that fits a slot. Of that the owners of a column
 //   B1 add up their nodes' gradients where they lie, and send each node its piece,
-//   B2 add up the nodes' sums of their nodes' pieces, and send the result to all nodes,
-//   C  update the column from the pieces, wherever these were added up.
-// So all nodes update from the same bits, and end with the same. In B2 a member writes into a piece of the own node, as
-// TwoShotMovement does, so that it overwrites nothing that is on its way. In B1 and C it reads and writes its own
-// columns of its neighbours' arrays, which nobody else touches in any turn.
+//   B2 add up the nodes' sums of their nodes' pieces, and send the results to all nodes,
+//   C  update the column from the results.
+// Where TwoShotMovement sends sums whole, so does this: then a slice has one piece for all nodes, and B2 updates it
+// from the nodes' sums. A norm needs no results elsewhere; each square is counted on one node.
+//
+// All nodes update from the same sums in the same order, and end with the same bits. In B2 a member writes into a piece
+// of the own node, as TwoShotMovement does, so that it overwrites nothing that is on its way. Of its neighbours' arrays
+// it reads and writes its own columns alone, which nobody else touches in any turn.
 #pragma once
 
 #include <vector>
@@ -72,7 +75,10 @@ class UpdateAcrossNodes : public StepInPlace {
   UpdateAcrossNodes(const Batch& batch, const Run& run);
   std::size_t turns() const override { return slices_.size(); }
   bool combines() const override { return true; }
-  bool copies_out_for_neighbours() const override { return true; }
+  bool keeps_results() const override { return sends_sums_ || update_.measures; }
+  bool copies_out_for_neighbours() const override { return !keeps_results(); }
+  const std::vector<int>& awaited() const override { return awaited_; }
+  std::uint32_t local_events() const override { return copied_raised | (keeps_results() ? reduced_raised : 0u); }
   void combine(std::size_t turn, const Slots& slots) override;
   void reduce(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t turn, const Slots& slots) override;
@@ -85,19 +91,27 @@ class UpdateAcrossNodes : public StepInPlace {
   struct Piece {
     std::size_t offset, begin, end;  // in a slot, in bytes; in the whole, in elements
   };
-  Piece piece_of(std::size_t turn, int node, int column) const;
-  void find_sums(const Slots& slots, int column, std::size_t offset);
+  Piece piece_of(std::size_t turn, int row, int column) const;
+  int own_row() const { return sends_sums_ ? 0 : here_; }
+  const std::vector<void*>& sums(const Slots& slots, int column, std::size_t offset);
+  const std::vector<void*>& results(const Slots& slots, int row, int column, std::size_t offset);
+  void add_up(const Slots& slots, const Piece& piece, int column);
+  void measure_piece(const Slots& slots, const Piece& piece, int column);
+  void step_piece(std::size_t turn, const Slots& slots, int row, std::size_t nth);
   std::byte* slot_of(const Slots& slots, int node, int column) const {
     return slots.of[static_cast<std::size_t>(nodes_.owner(node, column))];
   }
 
   const Nodes& nodes_;
   const int here_, columns_;
+  const bool sends_sums_;         // whole, to all nodes
+  const int rows_;                // of pieces: one for each node that makes results for all
   const std::vector<int> owned_;  // columns
   const ReduceKernel adding_;
   std::size_t piece_elements_;
   std::vector<Slice> slices_;  // in which some parameter steps
-  std::vector<void*> sums_;    // by node
+  std::vector<int> awaited_;   // the owners of the same columns on other nodes
+  std::vector<void*> inputs_;
 };
 
 }  // namespace ringred
