@@ -3,9 +3,9 @@
     python tools/test.py [--cpp BUILD_DIRECTORY] [--ranks 2 3 4] [--hosts 2+2 3+1] [-- pytest arguments]
 
 tests/python runs on one rank, tests/parallel on every rank count, tests/mpi and tests/hosts once (their tests start
-jobs of their own). Three ranks are on two nodes, told apart by RINGRED_NODE, but for tests that need one. With --hosts,
-tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
-where they cannot be made, that counts as a skipped test, with the reason.
+jobs of their own). Three ranks are on two nodes, told apart by RINGRED_NODE. With --hosts tests/parallel also runs over
+several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py); where they cannot be made,
+that counts as a skipped test, with the reason.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
@@ -32,6 +32,8 @@ REPORTS = ROOT / "reports"
 STAGE_SECONDS = 900.0  # the slowest stage takes a fraction of this on two cores; more is a hang
 KILL_SECONDS = 15.0
 SHOWN_LINES = 40
+NODES = {3: (" on two nodes", {"RINGRED_TEST_NODES": "0 0 1"})}
+"""By number of ranks, where they are if not on one node: a name, and the variables that put them there."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +104,14 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     launcher = mpi_launcher.find_launcher(library)
     machine = mpi_launcher.this_machine(cores.usable_cores())
     for ranks in args.ranks:
-        for where, more, variables in places(ranks):
-            stage = pytest_stage(f"{ranks} ranks{where}", ["tests/parallel", *more], args.pytest)
-            words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
-            environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
-            name = f"{stage.name} ({library.flavour})"
-            found.append(Stage(name, words, stage.results, ranks, {**environment, **variables}))
+        where, variables = NODES.get(ranks, ("", {}))
+        stage = pytest_stage(f"{ranks} ranks{where}", ["tests/parallel"], args.pytest)
+        words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
+        environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
+        name = f"{stage.name} ({library.flavour})"
+        found.append(Stage(name, words, stage.results, ranks, {**environment, **variables}))
     found += [hosts_stage(layout, args.pytest) for layout in args.hosts]
     return found
-
-
-def places(ranks: int) -> list[tuple[str, list[str], dict[str, str]]]:
-    """Where so many ranks are in turn: a name, which tests that is for, and the variables that put them there."""
-    if ranks != 3:
-        return [("", [], {})]
-    # Ranks that update each other's parameters in place share a node.
-    fused = ["--ignore-glob=*test_torch_fused*"]
-    alone = [f"--ignore={path}" for path in sorted(map(str, (ROOT / "tests" / "parallel").glob("test_*.py")))]
-    alone = [option for option in alone if "test_torch_fused" not in option]
-    return [(" on one node", alone, {}), (" on two nodes", fused, {"RINGRED_TEST_NODES": "0 0 1"})]
 
 
 def hosts_stage(layout: list[int], more: list[str]) -> Stage:

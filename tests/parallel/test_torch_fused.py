@@ -701,6 +701,23 @@ def test_shared_parameters() -> None:
     assert_trained_alike(model, reference)
 
 
+def test_parameters_that_the_ranks_of_a_node_share() -> None:
+    """What one writes its neighbours read; ranks of other nodes have a copy of their own."""
+    needs_two_ranks()
+    twins = Twins(make_parameters(), RULES["adamw"], share_parameters=True)
+    for _ in range(3):
+        twins.step()
+        twins.check()
+    assert_same_states(twins.fused.state_dict(), twins.plain.state_dict(), bound(1, DOUBLE, 500.0))
+    with twins.fused.writable():
+        if hvd.local_rank() == 0:
+            twins.ours[0].data.fill_(hvd.rank())
+    rr.barrier()
+    assert bool((twins.ours[0] == hvd.rank() - hvd.local_rank()).all())
+    rr.barrier()
+    twins.fused.close()
+
+
 def test_frozen_and_thawed_between_steps() -> None:
     model, reference = double_model(), double_model()
     for net in (model, reference):
