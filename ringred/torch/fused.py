@@ -316,6 +316,13 @@ class FusedStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What the torch optimizer's state_dict() would be after the same steps. Collective: all ranks gather it."""
+        progress = self._channel.share((self.steps, self._started), "update.progress")
+        if any(one != progress[0] for one in progress):
+            raise UsageError(
+                "With fused=True each rank has a part of the optimizer's state, and they are of different steps: "
+                "load_state_dict() takes the same state on all ranks. Where one rank has read it, hand it to all with "
+                "broadcast_object() first."
+            )
         plain = self._optimizer.state_dict()
         state: dict[int, dict[str, Any]] = {}
         numbers = _numbers_in(plain, self._optimizer)

@@ -298,10 +298,18 @@ class DistributedOptimizer(ComposedOptimizer):
             self._exchange.discard()
         self._inner.zero_grad(set_to_none)
 
+    @property
+    def state_is_spread(self) -> bool:
+        """Whether each rank has a part of the state, so that state_dict() is a collective."""
+        return isinstance(self._exchange, FusedExchange)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the wrapped optimizer, which a run with any number of ranks can load.
 
         With fused=True a collective: all ranks gather the parts of the state.
+
+        Raises:
+            UsageError: with fused=True, ranks have loaded different states; raised on all of them.
         """
         if isinstance(self._exchange, FusedExchange):
             return self._exchange.fused.state_dict()

@@ -7,6 +7,8 @@ Invariant: parameters and gradients are not touched, and no step is taken; the r
     2. The others make the tensors that the markers describe.
     3. All tensors are broadcast in one operation.
     4. The others put state and options into their optimizers. What was in their state before is gone.
+
+With fused=True each rank has a part of the state: all gather it before 1, and each keeps its part after 3.
 """
 
 from __future__ import annotations
@@ -61,16 +63,18 @@ def broadcast_optimizer_state(
     checked_set(process_set).rank_of(root_rank, "root_rank")
     check_in_set(process_set, "The parameter groups of an optimizer", _describe(optimizer))
     is_root = world.rank() == root_rank
+    is_spread = getattr(optimizer, "state_is_spread", False)
+    state = optimizer.state_dict() if is_root or is_spread else None
     tensors: list[torch.Tensor] = []
     outline: Any = None
     if is_root:
-        outline = _mapped(optimizer.state_dict(), lambda value: _take_out(value, tensors))
+        outline = _mapped(state, lambda value: _take_out(value, tensors))
     outline = broadcast_object(outline, root_rank, name="optimizer_state.outline", process_set=process_set)  # 1
     if not is_root:
         filled = _mapped(outline, lambda value: _make(value, tensors))  # 2
     broadcast_tensors(tensors, root_rank, "optimizer_state.tensors", process_set)  # 3
-    if not is_root:
-        _install(optimizer, filled)  # 4
+    if not is_root:  # 4
+        optimizer.load_state_dict(filled) if is_spread else _install(optimizer, filled)
 
 
 def _describe(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -118,6 +118,34 @@ def test_an_empty_state_begins_anew(name: str) -> None:
     assert_same_states(twins.fused.state_dict(), twins.plain.state_dict(), bound(1, DOUBLE, 500.0))
 
 
+def test_the_root_hands_out_its_options_and_what_all_have_of_the_state() -> None:
+    twins = Twins(mixed_parameters(), MAKERS["amsgrad"])
+    for _ in range(2):
+        twins.step()
+    for optimizer in (twins.fused, twins.plain):
+        optimizer.param_groups[0]["lr"] = 0.001 if optimizer is twins.plain or hvd.rank() == 0 else 0.5
+    twins.fused.zero_grad()
+    hvd.broadcast_optimizer_state(twins.fused, 0)
+    assert_same_states(twins.fused.state_dict(), twins.plain.state_dict(), bound(1, SINGLE, 100.0))
+    twins.step()
+    twins.check()
+
+
+def test_a_state_that_one_rank_alone_has_loaded_is_no_state() -> None:
+    needs_ranks(2)
+    twins = Twins(make_parameters(), MAKERS["adam"])
+    twins.step()
+    state = twins.fused.state_dict()
+    other = Twins(make_parameters(), MAKERS["adam"])
+    if hvd.rank() == 0:
+        other.fused.load_state_dict(state)
+    for use in (other.fused.state_dict, lambda: hvd.broadcast_optimizer_state(other.fused, 0)):
+        with pytest.raises(rr.UsageError, match=r"the same state on all ranks.*broadcast_object\(\) first"):
+            use()
+    other.fused.load_state_dict(state)
+    assert_same_states(other.fused.state_dict(), state, 0.0)
+
+
 def test_options_are_loaded_too() -> None:
     twins = Twins(make_parameters(), MAKERS["adam"])
     for optimizer in (twins.fused, twins.plain):
