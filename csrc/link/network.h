@@ -7,11 +7,13 @@
 //                           gigabyte it is as long as the room.
 //   poll()                  moves whatever can move and marks transfers that are over; whether there were any.
 //   cancel(transfer)        asks that a receive end without a message. It is over when it is no longer pending, which
-//   may
-//                           be never: its memory stays until then.
+//                           may be never: its memory stays until then.
+//   leave(deadline)         ends this rank's part, after its last transfers: peers do not take its silence for a loss.
+//                           What it has sent may need a moment on its way, for which this waits, until the deadline.
 //
 // Invariant: messages of one sender, receiver and tag arrive whole, once, and in the order in which they were sent, and
-// meet the receives of that sender and tag in the order in which these were begun. No call waits for a peer.
+// meet the receives of that sender and tag in the order in which these were begun. No call but leave() waits for a
+// peer.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +37,7 @@ class Network {
   virtual void receive(Transfer& transfer, int peer, int tag, std::byte* data, std::size_t room) = 0;
   virtual bool poll() = 0;
   virtual void cancel(Transfer& transfer) = 0;
+  virtual void leave(std::int64_t /*deadline*/) {}
 
   // Whether any thread may drive it. Otherwise only threads that are inside a call of the user's do.
   virtual bool any_thread() const { return true; }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "csrc/link/mpi.h"
+#include "csrc/link/sockets.h"
 #include "csrc/python/arrays.h"
 #include "csrc/python/gil_hooks.h"
 #include "csrc/python/python_engine.h"
@@ -166,6 +167,10 @@ void bind_spanning(py::module_& module) {
   py::class_<Network, std::shared_ptr<Network>>(module, "Network");
   module.def("mpi_network", &mpi_network, py::arg("library"), py::arg("handle_bytes"), py::arg("communicator"),
              py::arg("byte_type"), py::arg("ranks"), py::arg("any_thread"));
+  module.def(
+      "socket_network",
+      [](std::vector<int> sockets) -> std::shared_ptr<Network> { return make_socket_network(std::move(sockets)); },
+      py::arg("sockets"));
   module.attr("CALLERS_GROUP") = py::int_(RankBlock::callers_group);
 
   py::class_<SpanningCommunicator, std::shared_ptr<SpanningCommunicator>>(module, "SpanningCommunicator")

@@ -244,7 +244,7 @@ void Engine::poll_network(bool by_caller) {
 }
 
 // What this rank has to say last is to leave it. With groups_mutex_.
-void Engine::flush_network() {
+void Engine::leave_network() {
   constexpr std::int64_t patience = 2'000'000'000;
   const std::int64_t deadline = monotonic_now() + patience;
   const auto sending = [](const auto& group) { return group && group->is_sending(); };
@@ -252,12 +252,13 @@ void Engine::flush_network() {
     try {
       setup_.network->poll();
     } catch (const Error&) {
-      return;
+      break;
     }
     for (const auto& group : groups_)
       if (group) group->advance();  // closed by now: it looks at what has been sent
     sched_yield();
   }
+  setup_.network->leave(deadline);
 }
 
 bool Engine::moving() const {
@@ -473,7 +474,7 @@ void Engine::leave(const std::string& reason) {
       group->memory().keep();
       group->close(Error(ErrorKind::usage, after_shutdown), "left (" + reason + ")");
     }
-    if (setup_.network) flush_network();
+    if (setup_.network) leave_network();
     mine_.magic.store(0, std::memory_order_release);
   });
   if (first) records_.close();

@@ -131,7 +131,7 @@ class Engine : Driven {
   static void report_if_possible(Report&& report);
   bool may_drive(const Group& group, bool by_caller) const;
   void poll_network(bool by_caller);
-  void flush_network();
+  void leave_network();
   void answer_requests();
   void check_usable() const;
   void check_direct(const Request& request) const;

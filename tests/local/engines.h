@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "csrc/engine/communicator.h"
+#include "csrc/link/sockets.h"
 #include "csrc/queue/engine.h"
 #include "tests/local/ranks.h"
+#include "tests/local/sockets.h"
 #include "tests/local/switchboard.h"
 
 namespace ringred::check {
@@ -35,6 +37,12 @@ inline Nodes test_nodes(int size) {
   return Nodes(nodes.empty() ? std::vector<int>(static_cast<std::size_t>(size)) : nodes);
 }
 
+// What connects the nodes: the switchboard, or as RINGRED_TEST_NETWORK says: "sockets".
+inline bool over_sockets() {
+  const char* text = std::getenv("RINGRED_TEST_NETWORK");
+  return text != nullptr && std::string(text) == "sockets";
+}
+
 // Whether ranks see each other's memory, and not only what they tell each other.
 inline bool on_one_node(int size) {
   const std::vector<int> nodes = nodes_of_test(size);
@@ -52,6 +60,7 @@ class Engines {
     std::vector<Engine::Setup> setups(static_cast<std::size_t>(size));
     std::vector<std::byte*> bases;
     std::vector<std::size_t> ranks, worlds, lengths;
+    if (!nodes.empty() && over_sockets()) sockets_.connect(size);
     for (int rank = 0; rank < size; ++rank) {
       Engine::Setup& setup = setups[static_cast<std::size_t>(rank)];
       setup.rank = rank;
@@ -60,7 +69,8 @@ class Engines {
       setup.memory = Engine::Memory::make(*setup.arena, size);
       setup.memory.make_world(*setup.arena, rank, size, nodes, settings);
       setup.nodes = nodes;
-      if (!nodes.empty()) setup.network = switchboard_.connect(rank);
+      if (!nodes.empty())
+        setup.network = over_sockets() ? make_socket_network(sockets_.of(rank)) : switchboard_.connect(rank);
       setup.settings = settings;
       setup.cores_suffice = settings.wait == "spin";
       setup.lifelines = lifelines.empty() ? std::vector<int>(static_cast<std::size_t>(size), -1) : lifelines;
@@ -125,6 +135,7 @@ class Engines {
 
  private:
   Switchboard switchboard_;
+  Sockets sockets_;
   std::vector<std::shared_ptr<Arena>> arenas_;
   std::vector<std::unique_ptr<Engine>> engines_;
   std::mutex mutex_;
