@@ -6,6 +6,7 @@ Invariant: the world is replaced as a whole, under a lock, by init() and shutdow
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ringred import _core, bootstrap, environment, handover, stacks
+from ringred import _core, bootstrap, environment, handover, links, stacks
 from ringred.bootstrap import agree
 from ringred.cores import cgroup_quota
 from ringred.errors import MismatchError, UsageError
@@ -29,12 +30,15 @@ class World:
     engine: _core.Engine
     topology: Topology
     peers: dict[int, handover.Peer]
+    link: links.Link | None
     meeting: bootstrap.Bootstrap
     process: int
     forked: bool = False
 
     def close(self, reason: str) -> None:
         self.engine.leave(reason)
+        if self.link is not None:
+            self.link.close()  # the engine alone uses it
         if not self.communicator.leave(reason):
             return  # a thread is in a call, and looks at the descriptors
         for peer in self.peers.values():
@@ -60,7 +64,8 @@ _generation = 0
 
 
 def init(comm: Any = None, process_sets: Any = None) -> None:
-    """Meet the other ranks of this job: share memory with those of this node, and connect to other nodes through MPI.
+    """Meet the other ranks of this job: share memory with those of this node, and connect to other nodes through MPI
+    or, where MPI does not know these ranks, over TCP.
 
     Collective; idempotent; works after shutdown().
 
@@ -74,10 +79,10 @@ def init(comm: Any = None, process_sets: Any = None) -> None:
             Horovod needs for add_process_set(), is accepted and changes nothing: sets can always be added.
 
     Raises:
-        UsageError: launcher and MPI do not belong together, ranks on several nodes did not meet through MPI or MPI was
-            initialised for one thread, or an argument is none of these.
+        UsageError: launcher and MPI do not belong together, MPI was initialised for one thread and connects nodes, or
+            an argument is none of these.
         MismatchError: ranks run different versions of ringred, different RINGRED_* settings or other process sets.
-        SystemError: memory or a package is missing; the text says what to do.
+        SystemError: memory or a package is missing, or a node is not reached; the text says what to do.
     """
     global _world, _generation
     with _lock:
@@ -261,8 +266,12 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
     endpoint = agree(meeting, "make its shared segment", lambda: _core.Endpoint(meeting.size, settings))
     node = settings.get("RINGRED_NODE", "")
     peers, nodes = handover.exchange(meeting, endpoint.descriptor, node, timeout_seconds)
-    try:
-        network = _network(meeting, nodes, settings)
+    with contextlib.ExitStack() as undo:
+        for peer in peers.values():
+            undo.callback(peer.close)
+        link = _link(meeting, nodes, settings, timeout_seconds)
+        if link is not None:
+            undo.callback(link.close)
         neighbours = nodes.neighbours(meeting.rank)
         cores_suffice = len(neighbours) <= _common_cores(meeting, neighbours)
         place = agree(meeting, "make its part of the world", lambda: endpoint.settle(meeting.rank, nodes.nodes))
@@ -277,36 +286,25 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
                 places=places,
                 cores_suffice=cores_suffice,
                 reports=settings.get("RINGRED_LOG_LEVEL", "warning") != "error",
-                network=network,
+                network=None if link is None else link.network,
             ),
         )
-        try:
-            calls = communicator or _spanning(meeting, engine)
-        except BaseException:
-            engine.leave("its init() failed")
-            raise
-    except BaseException:
-        for peer in peers.values():
-            peer.close()
-        raise
-    return World(calls, engine, nodes, peers, meeting, os.getpid())
+        undo.callback(engine.leave, "its init() failed")
+        calls = communicator or _spanning(meeting, engine)
+        undo.pop_all()
+    return World(calls, engine, nodes, peers, link, meeting, os.getpid())
 
 
-def _network(meeting: bootstrap.Bootstrap, nodes: Topology, settings: dict[str, str]) -> Any:
+def _link(
+    meeting: bootstrap.Bootstrap, nodes: Topology, settings: dict[str, str], timeout_seconds: float
+) -> links.Link | None:
     """What connects the nodes, or None where there is one."""
     if nodes.count == 1:
         return None
-    if not isinstance(meeting, bootstrap.MpiBootstrap):
-        raise UsageError(
-            "Between nodes ringred needs MPI, and these ranks met without it (torchrun's store): they are on "
-            f"{nodes.count} nodes ({nodes}). Start them with mpirun or srun, or on one machine and in one network "
-            "namespace, with RINGRED_NODE the same or not set."
-        )
-    agree(meeting, "call MPI from its threads", meeting.check_thread_level)
-    network, remark = agree(meeting, "connect the nodes", meeting.network)
-    if remark and meeting.rank == 0:
-        environment.say(remark, "warning", settings)
-    return network
+    link = links.connect(meeting, nodes, {**os.environ, **settings}, timeout_seconds)
+    if link.remark and meeting.rank == 0:
+        environment.say(link.remark, "warning", settings)
+    return link
 
 
 def _spanning(meeting: bootstrap.Bootstrap, engine: _core.Engine) -> _core.SpanningCommunicator:
@@ -376,6 +374,8 @@ def _mark_forked() -> None:
         _world.forked = True
         _world.communicator.abandon()
         _world.engine.abandon()
+        if _world.link is not None:
+            _world.link.close()
         for peer in _world.peers.values():
             peer.close()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib pytest does not
 
 from cluster import Cluster, reason_against
 from run_on_hosts import Mpi, find_mpi
