@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-ROOT = str(Path(__file__).parents[2])
+ROOT = Path(__file__).parents[2]
 
 # Every collective, small and large, with whole numbers, whose sums are exact.
 COLLECTIVES = """
@@ -57,4 +57,4 @@ except (rr.PeerLostError, rr.TimeoutError) as error:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": ROOT, **more}
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
