@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from ringred import _core, sockets
 from ringred.bootstrap import Bootstrap, MpiBootstrap, agree, launched_size
+from ringred.errors import UsageError
 from ringred.topology import Topology
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
@@ -50,6 +51,9 @@ class Link:
 
 def connect(meeting: Bootstrap, nodes: Topology, environment: Mapping[str, str], timeout_seconds: float) -> Link:
     """Connect the nodes of the ranks that have met. Collective."""
+    asked = environment.get("RINGRED_LINK", "auto")
+    if asked == "tcp":
+        return _over_tcp(meeting, nodes, environment, timeout_seconds, "RINGRED_LINK=tcp says so")
     if isinstance(meeting, MpiBootstrap):
         return _through_mpi(meeting, meeting)
     mpi, why = _meet_in_mpi(meeting, environment, timeout_seconds)
@@ -57,6 +61,17 @@ def connect(meeting: Bootstrap, nodes: Topology, environment: Mapping[str, str],
         link = _through_mpi(meeting, mpi)
         link.remark = f"Between nodes data goes through MPI, which numbers the ranks as they are. {link.remark}".strip()
         return link
+    if asked == "mpi":
+        raise UsageError(
+            f"With RINGRED_LINK=mpi MPI must know these ranks, and cannot: {why}. Start them with mpirun or srun, or "
+            "leave RINGRED_LINK at auto, for TCP."
+        )
+    return _over_tcp(meeting, nodes, environment, timeout_seconds, why)
+
+
+def _over_tcp(
+    meeting: Bootstrap, nodes: Topology, environment: Mapping[str, str], timeout_seconds: float, why: str
+) -> Link:
     connections, addresses = sockets.connect(meeting, nodes, environment, timeout_seconds)
     network = _core.socket_network([-1 if one is None else one.fileno() for one in connections])
     remark = f"Between nodes data goes over TCP ({_in_words(addresses)}), not through MPI: {why}."

@@ -1,7 +1,8 @@
 """How ranks of different nodes connect over TCP, one connection for each two.
 
-1. Every rank listens on the network by which it reaches the store (MASTER_ADDR), or that of GLOO_SOCKET_IFNAME, on a
-   port that the system chooses. The bootstrap tells all addresses to all, each with a key.
+1. Every rank listens on the network by which it reaches the store (MASTER_ADDR) or, where there is none, another node,
+   or on that of GLOO_SOCKET_IFNAME; at a port that the system chooses. The bootstrap tells all addresses to all, each
+   with a key.
 2. Every rank connects to all lower ranks of other nodes and sends the key and its rank. Nobody has to accept yet.
 3. Every rank accepts the connections of the higher ranks, and answers with the key. Strangers are sent away.
 4. Every rank reads the answers of the lower ranks.
@@ -59,7 +60,8 @@ def connect(
     far = [peer for peer in range(bootstrap.size) if nodes.nodes[peer] != nodes.nodes[bootstrap.rank]]
     with contextlib.ExitStack() as opened:
         meeting = _Meeting(opened, bootstrap.rank, min(timeout_seconds, CONNECT_SECONDS))
-        found = agree(bootstrap, "find its address", lambda: address_of(environment))
+        names: list[str] = bootstrap.allgather(socket.gethostname())
+        found = agree(bootstrap, "find its address", lambda: address_of(environment, names[far[0]]))
         addresses: list[str] = bootstrap.allgather(found)
         agree(bootstrap, "listen for other nodes", lambda: meeting.listen(seen_by_others(found, addresses), len(far)))
         endpoints: list[tuple[str, int, bytes]] = bootstrap.allgather(meeting.endpoint)
@@ -75,16 +77,15 @@ def connect(
     return [meeting.connections.get(peer) for peer in range(bootstrap.size)], [address for address, _, _ in endpoints]
 
 
-def address_of(environment: Mapping[str, str]) -> str:
-    """The address of this node on the network that is to carry data, as digits."""
+def address_of(environment: Mapping[str, str], other: str) -> str:
+    """The address of this node on the network that is to carry data, as digits. `other` is the name of another node."""
     interface = environment.get(INTERFACE_VARIABLE, "")
+    host = environment.get("MASTER_ADDR") or other
     try:
-        if interface:
-            return _address_on(interface)
-        return _address_towards(environment["MASTER_ADDR"])
+        return _address_on(interface) if interface else _address_towards(host)
     except OSError as error:
-        where = f"{INTERFACE_VARIABLE}={interface!r}" if interface else f"MASTER_ADDR={environment['MASTER_ADDR']!r}"
-        raise SystemError(f"This node must have an address on the network of {where}: {error}. {_REMEDY}") from error
+        which = f"{INTERFACE_VARIABLE}={interface}" if interface else host
+        raise SystemError(f"This node must have an address on the network of {which}: {error}. {_REMEDY}") from error
 
 
 def seen_by_others(own: str, addresses: Sequence[str]) -> str:

@@ -11,7 +11,7 @@
 namespace ringred {
 namespace {
 
-constexpr std::array<SettingInfo, 19> table{{
+constexpr std::array<SettingInfo, 20> table{{
     {"RINGRED_TIMEOUT_SECONDS", "1800", true, "How long a rank waits for a peer before it raises; 0 waits for ever."},
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
@@ -33,6 +33,7 @@ constexpr std::array<SettingInfo, 19> table{{
     {"RINGRED_NODE", "", false, "A name for this rank's node, to set ranks of one machine apart by hand."},
     {"RINGRED_BOOTSTRAP", "auto", true,
      "How ranks meet: mpi, store (torchrun), single, or auto (what the launcher says)."},
+    {"RINGRED_LINK", "auto", true, "What connects nodes: mpi, tcp, or auto (MPI where it knows the ranks, else TCP)."},
     {"RINGRED_OVERLAP", "auto", false,
      "Whether a DistributedOptimizer sends gradients during the backward pass: on, off, or auto (measured)."},
     {"RINGRED_GRADIENT_POOL", "on", false,
@@ -118,6 +119,7 @@ Settings read_settings(const Lookup& lookup) {
   settings.arena_bytes = read.number("RINGRED_ARENA_BYTES", 0, std::size_t{1} << 46);
   settings.huge_pages = read.number("RINGRED_HUGE_PAGES", 0, 1) == 1;
   read.choice("RINGRED_BOOTSTRAP", {"auto", "mpi", "store", "single"});
+  read.choice("RINGRED_LINK", {"auto", "mpi", "tcp"});
   read.choice("RINGRED_LOG_LEVEL", {"debug", "info", "warning", "error"});
   return settings;
 }

@@ -61,6 +61,7 @@ def test_death_on_another_node_is_noticed_at_once_also_with_a_forked_child_left(
     program = """
         rr.init()
         rr.barrier()
+        meeting.everybody()
         if rr.rank() == 2:
             if os.fork() == 0:
                 time.sleep(20)
@@ -73,6 +74,13 @@ def test_death_on_another_node_is_noticed_at_once_also_with_a_forked_child_left(
     with start_ranks(3, program, settings=MASTER, own=nodes("aab")) as job:
         ended = job.wait()
     check(ended, 0, 0, -signal.SIGKILL)
+
+
+def test_link_that_is_asked_for_and_not_to_be_had_is_an_error() -> None:
+    program = """
+        meeting.expect(rr.UsageError, rr.init, "MPI must know these ranks", "no launcher of MPI's", seconds=9)
+        """
+    check(run_ranks(2, program, settings={**MASTER, "RINGRED_LINK": "mpi"}, own=nodes("ab")))
 
 
 def test_reason_of_an_end_reaches_other_nodes() -> None:
@@ -91,7 +99,7 @@ def test_node_that_is_not_reached_is_an_error_on_all_ranks() -> None:
     program = """
         from ringred import sockets
         if meeting.FileBootstrap(-1).rank == 0:
-            sockets.address_of = lambda environment: "192.0.2.1"
+            sockets.address_of = lambda environment, other: "192.0.2.1"
         meeting.expect(rr.SystemError, rr.init, "rank 0 could not listen at 192.0.2.1", "GLOO_SOCKET_IFNAME", seconds=9)
         assert not rr.is_initialized()
         """
@@ -129,8 +137,8 @@ def test_mpi_is_used_where_it_numbers_the_ranks_alike(tmp_path: Path) -> None:
         import numpy as np
         import ringred as rr
         meeting.install()
-        for rank in (number, 1 - number):
-            os.environ["MEETING_RANK"] = str(rank)
+        for rank, link in ((number, "auto"), (1 - number, "auto"), (number, "tcp")):
+            os.environ.update(MEETING_RANK=str(rank), RINGRED_LINK=link)
             rr.init()
             assert rr.rank() == rank and "mpi4py.MPI" in sys.modules
             assert rr.allreduce(np.full(300_000, rank), rr.Sum).tolist() == [1] * 300_000
@@ -142,5 +150,6 @@ def test_mpi_is_used_where_it_numbers_the_ranks_alike(tmp_path: Path) -> None:
         (ended,) = job.wait(30)
     assert ended.status == 0, ended.text
     said = [line for line in ended.text.splitlines() if "Between nodes" in line]
-    assert len(said) == 2 and "goes through MPI, which numbers the ranks" in said[0], ended.text
+    assert len(said) == 3 and "goes through MPI, which numbers the ranks" in said[0], ended.text
     assert "not through MPI: rank 0 of 2 is 1 of 2 for MPI" in said[1], ended.text
+    assert "not through MPI: RINGRED_LINK=tcp says so" in said[2], ended.text

@@ -69,11 +69,12 @@ def test_address_that_only_its_own_node_has_gives_way(monkeypatch: pytest.Monkey
     assert sockets.seen_by_others("::1", ["::1", "127.0.0.1"]) == "::1"
 
 
-def test_address_of_an_interface_or_towards_the_store() -> None:
-    assert sockets.address_of({"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "10.1.0.2"}) == "127.0.0.1"
-    assert sockets.address_of({"MASTER_ADDR": "127.0.0.1"}) == "127.0.0.1"
-    with pytest.raises(rr.SystemError, match=r"network of GLOO_SOCKET_IFNAME='eth99'.*look at firewalls"):
-        sockets.address_of({"GLOO_SOCKET_IFNAME": "eth99", "MASTER_ADDR": "127.0.0.1"})
+def test_address_of_an_interface_or_towards_the_store_or_another_node() -> None:
+    assert sockets.address_of({"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "10.1.0.2"}, "10.1.0.2") == "127.0.0.1"
+    assert sockets.address_of({"MASTER_ADDR": "127.0.0.1"}, "10.1.0.2") == "127.0.0.1"
+    assert sockets.address_of({}, "localhost") in ("127.0.0.1", "::1")
+    with pytest.raises(rr.SystemError, match=r"network of GLOO_SOCKET_IFNAME=eth99: .*look at firewalls"):
+        sockets.address_of({"GLOO_SOCKET_IFNAME": "eth99", "MASTER_ADDR": "127.0.0.1"}, "localhost")
 
 
 def test_remark_names_few_addresses() -> None:
