@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ringred import _core, bootstrap, environment, handover, links, stacks
+from ringred import _core, bootstrap, environment, handover, links, stacks, tuning
 from ringred.bootstrap import agree
 from ringred.cores import cgroup_quota
 from ringred.errors import MismatchError, UsageError
@@ -262,6 +262,7 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
     described = process_sets.describe(sets)
     meeting = bootstrap.start({**os.environ, **settings}, generation, timeout_seconds, comm)
     rows = agree(meeting, "read its settings", lambda: _read_settings(settings))
+    tuned = agree(meeting, "read its tuning file", lambda: tuning.load(settings.get("RINGRED_TUNING", "")))
     _check_agreement(meeting, [f"ringred version={__version__}", f"process_sets={described}", *rows])
     endpoint = agree(meeting, "make its shared segment", lambda: _core.Endpoint(meeting.size, settings))
     node = settings.get("RINGRED_NODE", "")
@@ -269,6 +270,7 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
     with contextlib.ExitStack() as undo:
         for peer in peers.values():
             undo.callback(peer.close)
+        _check_tuning(meeting, nodes, tuned)
         link = _link(meeting, nodes, settings, timeout_seconds)
         if link is not None:
             undo.callback(link.close)
@@ -287,6 +289,7 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
                 cores_suffice=cores_suffice,
                 reports=settings.get("RINGRED_LOG_LEVEL", "warning") != "error",
                 network=None if link is None else link.network,
+                costs=tuned.costs if tuned else None,
             ),
         )
         undo.callback(engine.leave, "its init() failed")
@@ -316,6 +319,20 @@ def _spanning(meeting: bootstrap.Bootstrap, engine: _core.Engine) -> _core.Spann
         meeting, "connect its synchronous calls", lambda: engine.connect_group(number, ranks, offsets, CALLERS_SERIAL)
     )
     return _core.SpanningCommunicator(engine, number)
+
+
+def _check_tuning(meeting: bootstrap.Bootstrap, nodes: Topology, tuned: tuning.Tuning | None) -> None:
+    """Ranks that chose by different costs would wait for each other."""
+    if tuned is None:
+        return
+    digests = meeting.allgather(tuned.digest)
+    other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
+    if other is not None:
+        raise MismatchError(
+            f"The file that RINGRED_TUNING names must be the same on all ranks: {tuned.path} of rank {other} is not "
+            "that of rank 0. Copy one to all nodes."
+        )
+    tuned.check_fits(nodes)
 
 
 def _read_settings(settings: dict[str, str]) -> list[str]:

@@ -16,13 +16,16 @@ constexpr std::array<SettingInfo, 20> table{{
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
     {"RINGRED_ALGORITHM", "auto", true,
-     "Forces an allreduce: ring, double_tree, halving_doubling, recursive_doubling, circulant, or auto (the leaves)."},
+     "Forces an allreduce: one_shot, two_shot, hierarchical; on one node ring, double_tree, halving_doubling, "
+     "recursive_doubling, circulant; or auto (the fastest, as far as costs are known)."},
+    {"RINGRED_TUNING", "", true, "A file of costs that 'ringred tune' wrote here, by which algorithms are chosen."},
     {"RINGRED_WAIT", "auto", false,
      "How to wait: spin (a core for each rank), yield (more ranks than cores), or auto (what the cores allow)."},
     {"RINGRED_SPIN_MICROSECONDS", "50", false,
      "How long a wait is short: the rank spins (or yields, if cores are few) and keeps the GIL."},
     {"RINGRED_ISA", "auto", false, "The instruction set of the reduce kernels: avx512, avx2, baseline or auto."},
-    {"RINGRED_ONE_SHOT_BYTES", "16K", true, "The largest allreduce in one phase, through a slot of each rank."},
+    {"RINGRED_ONE_SHOT_BYTES", "16K", true,
+     "The largest allreduce in one phase, through a slot of each rank. Unless set, synchronous calls go by costs."},
     {"RINGRED_SLOT_BYTES", "512K", true, "The staging slot of a private array; three for each rank."},
     {"RINGRED_CHUNK_BYTES", "64K", true, "The packet in which a schedule moves its chunks."},
     {"RINGRED_FUSION_THRESHOLD", "64M", true,
@@ -107,11 +110,13 @@ Settings read_settings(const Lookup& lookup) {
   Settings settings;
   settings.timeout_seconds = read.seconds("RINGRED_TIMEOUT_SECONDS");
   settings.stall_seconds = read.seconds("RINGRED_STALL_SECONDS");
-  settings.algorithm = read.choice(
-      "RINGRED_ALGORITHM", {"auto", "ring", "double_tree", "halving_doubling", "recursive_doubling", "circulant"});
+  settings.algorithm =
+      read.choice("RINGRED_ALGORITHM", {"auto", "one_shot", "two_shot", "hierarchical", "ring", "double_tree",
+                                        "halving_doubling", "recursive_doubling", "circulant"});
   settings.wait = read.choice("RINGRED_WAIT", {"auto", "spin", "yield"});
   settings.spin_microseconds = static_cast<int>(read.number("RINGRED_SPIN_MICROSECONDS", 0, 1000000));
   settings.isa = read.text("RINGRED_ISA");
+  settings.one_shot_given = lookup("RINGRED_ONE_SHOT_BYTES").has_value();
   settings.one_shot_bytes = round_up(read.number("RINGRED_ONE_SHOT_BYTES", 64, std::size_t{1} << 24), 64);
   settings.slot_bytes = round_up(read.number("RINGRED_SLOT_BYTES", 1024, std::size_t{1} << 28), 64);
   settings.chunk_bytes = round_up(read.number("RINGRED_CHUNK_BYTES", 64, std::size_t{1} << 26), 64);

@@ -17,7 +17,8 @@ namespace {
 
 // A staging slot takes a cache line of every rank at least.
 Layout layout_of(int size, const Settings& settings) {
-  return {settings.one_shot_bytes, std::max(settings.slot_bytes, 64 * static_cast<std::size_t>(size))};
+  return {one_shot_room(settings), std::max(settings.slot_bytes, 64 * static_cast<std::size_t>(size)),
+          settings.one_shot_bytes};
 }
 
 std::size_t arena_start(int size, const Settings& settings) {
@@ -78,7 +79,8 @@ class Communicator::Entry {
 // A call that moves much memory gives up the lock that others need (the GIL) for its whole length.
 class Communicator::LongCall {
  public:
-  LongCall(WaitHooks* hooks, std::size_t bytes) : hooks_(bytes >= long_bytes ? hooks : nullptr) {
+  LongCall(WaitHooks* hooks, std::size_t bytes) : LongCall(bytes >= long_bytes ? hooks : nullptr) {}
+  explicit LongCall(WaitHooks* hooks) : hooks_(hooks) {
     if (hooks_) hooks_->enter();
   }
   ~LongCall() noexcept(false) {  // see WaitHooks::leave
@@ -111,8 +113,8 @@ Communicator::Communicator(Setup setup)
       team_(setup.rank, setup.bases, layout_of(setup.size, setup.settings), waiter_of(setup)),
       segments_(std::move(setup.segments)),
       hooks_(std::move(setup.hooks)),
-      scheduled_(Scheduled::if_forced(team_, arena_->segment(), layout_of(setup.size, settings_).end(), settings_,
-                                      instruction_set_)) {}
+      selection_(settings_, {1, setup.size, layout_of(setup.size, settings_).slot_bytes, settings_.chunk_bytes},
+                 setup.costs) {}
 
 template <class Body>
 void Communicator::guarded(const Call& call, Body&& body) {
@@ -185,22 +187,58 @@ void Communicator::run(const Call& call, const Reduction& reduction) {
   guarded(call, [&] {
     const LongCall releasing(hooks_.get(), reduction.bytes());
     if (size() == 1) return reduce_alone(reduction);
-    const auto sentence = [&] { return sentence_of(call); };
-    team_.begin_call();
-    if (scheduled_) {
-      team_.announce(reduction.fingerprint, reduction.location);
-      meet(call, sentence);
-      scheduled_->allreduce(call, reduction, sentence);
-    } else if (reduction.bytes() <= settings_.one_shot_bytes) {
-      one_shot_publish(team_, reduction);
-      meet(call, sentence);
-      one_shot_combine(team_, reduction);
-    } else {
-      two_shot_publish(team_, reduction);
-      meet(call, sentence);
-      two_shot_complete(team_, reduction, sentence);
-    }
+    const std::size_t bytes = reduction.bytes();
+    perform(selection_.of(bytes, partial_dtype(call.dtype, call.op) == call.dtype), call, reduction);
+    if (bytes <= Selection::sure_bytes) return;
+    selection_.saw(bytes, all_in_arenas());
+    if (selection_.is_due(bytes)) calibrate();
   });
+}
+
+void Communicator::perform(Way way, const Call& call, const Reduction& reduction) {
+  const auto sentence = [&] { return sentence_of(call); };
+  team_.begin_call();
+  if (way == Way::one_shot) {
+    one_shot_publish(team_, reduction);
+    meet(call, sentence);
+    one_shot_combine(team_, reduction);
+  } else if (const std::optional<Algorithm> algorithm = schedule_of(way)) {
+    team_.announce(reduction.fingerprint, reduction.location);
+    meet(call, sentence);
+    if (!scheduled_)
+      scheduled_.emplace(team_, arena_->segment(), team_.layout().end(), settings_.chunk_bytes, instruction_set_);
+    scheduled_->allreduce(*algorithm, call, reduction, sentence);
+  } else {
+    two_shot_publish(team_, reduction);
+    meet(call, sentence);
+    two_shot_complete(team_, reduction, sentence);
+  }
+}
+
+bool Communicator::all_in_arenas() const {
+  for (int peer = 0; peer < size(); ++peer)
+    if (team_.line(peer).location == 0) return false;
+  return true;
+}
+
+std::vector<Sample> Communicator::time_probes(std::span<const Probe> probes, double seconds) {
+  Call call;
+  call.tag = "calibration";
+  std::vector<Sample> samples;
+  barrier(call.tag);  // all call it, or it is a mismatch
+  guarded(call, [&] {
+    const LongCall releasing(hooks_.get());
+    samples = take_samples(probes, seconds);
+  });
+  return samples;
+}
+
+// After a call that all ranks made, hence on all of them.
+void Communicator::calibrate() {
+  const LongCall releasing(hooks_.get());
+  const std::vector<Probe> probes = brief_probes(selection_.placement(), selection_.one_shot_room());
+  const std::vector<Sample> samples = take_samples(probes, Selection::calibration_seconds);
+  selection_.take(samples.empty() ? selection_.costs() : fit(samples, selection_.placement(), selection_.costs()));
 }
 
 // The combination of one rank's values is these values.

@@ -21,6 +21,8 @@
 #include "csrc/leaf/team.h"
 #include "csrc/memory/arena.h"
 #include "csrc/memory/segment.h"
+#include "csrc/select/calibrate.h"
+#include "csrc/select/selection.h"
 
 namespace ringred {
 
@@ -39,6 +41,7 @@ class Communicator {
     std::vector<int> lifelines;     // for each rank: readable when its process ends; -1: none
     bool cores_suffice = true;
     Settings settings;
+    std::optional<Costs> costs;  // from a file; else measured when they first matter
     std::unique_ptr<WaitHooks> hooks;
   };
   explicit Communicator(Setup setup);
@@ -59,6 +62,13 @@ class Communicator {
   Reduction bind(const Call& call, const std::byte* input, std::byte* output, std::size_t count) const;
   void run(const Call& call, const Reduction& reduction);
 
+  // How run() chooses. force() is made on all ranks between the same calls; it takes part in no fingerprint.
+  const Selection& selection() const { return selection_; }
+  void force(std::optional<Way> way) { selection_.force(way); }
+
+  // Times these probes on all ranks, for about so long; the same figures everywhere. Collective.
+  std::vector<Sample> time_probes(std::span<const Probe> probes, double seconds);
+
   // Says to the peers that this rank takes no further part: in good order, or breaking off if a thread is in a call.
   // Returns whether it was in good order.
   bool leave(const std::string& reason);
@@ -76,6 +86,11 @@ class Communicator {
   template <class Body>
   void guarded(const Call& call, Body&& body);
   void break_off(const std::string& reason);
+  void perform(Way way, const Call& call, const Reduction& reduction);
+  bool all_in_arenas() const;
+  void calibrate();
+  std::vector<Sample> take_samples(std::span<const Probe> probes, double seconds);
+  double largest(double value);
   static void reduce_alone(const Reduction& reduction);
   void meet(const Call& call, Sentence sentence);
   [[noreturn]] void raise_mismatch(const Call& call);
@@ -88,7 +103,8 @@ class Communicator {
   Team team_;
   const MappedSegments segments_;
   const std::unique_ptr<WaitHooks> hooks_;
-  std::optional<Scheduled> scheduled_;        // where an algorithm is forced
+  Selection selection_;
+  std::optional<Scheduled> scheduled_;        // from the first schedule on
   std::atomic<const char*> active_{nullptr};  // the call that a thread is in; taken and cleared by that thread
   std::string broken_;                        // why the communicator is broken; empty: it is not
   std::atomic<const char*> closed_{nullptr};  // why no call may come any more; null: it may

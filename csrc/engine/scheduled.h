@@ -1,47 +1,47 @@
-// Allreduce by a forced schedule inside a node: the recorded steps of one algorithm, played over the FIFOs between the
-// ranks' segments. The default inside a node are the leaves, which move less memory.
+// Allreduce by a schedule inside a node: the recorded steps of one algorithm, played over the FIFOs between the ranks'
+// segments. Most calls go to the leaves, which move less memory.
 //
 // Invariant: partial results travel as partial_dtype() says: half types as fp32, rounded once at the end.
 #pragma once
 
 #include <cstddef>
 #include <map>
-#include <optional>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "csrc/algorithms/algorithms.h"
-#include "csrc/base/settings.h"
 #include "csrc/engine/call.h"
 #include "csrc/engine/player.h"
 #include "csrc/leaf/reduction.h"
 #include "csrc/leaf/team.h"
 #include "csrc/link/segment_links.h"
-#include "csrc/memory/arena.h"
+#include "csrc/memory/segment.h"
 
 namespace ringred {
 
 class Scheduled {
  public:
-  // Nothing where `settings` force no algorithm. The FIFOs begin at `offset` of every rank's segment.
-  static std::optional<Scheduled> if_forced(Team& team, Segment& own, std::size_t offset, const Settings& settings,
-                                            const InstructionSet& set);
+  // The FIFOs begin at `offset` of every rank's segment, of which `own` is this rank's.
+  Scheduled(Team& team, Segment& own, std::size_t offset, std::size_t slot_bytes, const InstructionSet& set);
 
-  void allreduce(const Call& call, const Reduction& reduction, Sentence sentence);
+  void allreduce(Algorithm algorithm, const Call& call, const Reduction& reduction, Sentence sentence);
 
  private:
-  Scheduled(Team& team, std::vector<std::byte*> places, Algorithm algorithm, std::size_t slot_bytes,
-            const InstructionSet& set);
+  using Shape = std::pair<Algorithm, int>;  // and the depth of its pipeline
 
-  Player<SegmentLinks>& player_for(std::size_t bytes);
-  void play(const Work& work, Sentence sentence);
+  Player<SegmentLinks>& player_for(Algorithm algorithm, std::size_t bytes);
+  void commit_sending_ends(const std::vector<Lane>& lanes);
+  void play(Algorithm algorithm, const Work& work, Sentence sentence);
   std::byte* workspace(std::size_t bytes);
 
-  Team* team_;
-  Algorithm algorithm_;
-  const InstructionSet* set_;
-  std::unique_ptr<SegmentLinks> links_;          // at a fixed place: the players refer to it
-  std::map<int, Player<SegmentLinks>> players_;  // by the depth of the pipeline
-  std::vector<std::byte> workspace_;             // partial results of another dtype; kept for the next call
+  Team& team_;
+  Segment& own_;
+  const std::size_t offset_;
+  const InstructionSet& set_;
+  SegmentLinks links_;
+  std::map<Shape, Player<SegmentLinks>> players_;
+  std::vector<std::byte> workspace_;  // partial results of another dtype; kept for the next call
 };
 
 }  // namespace ringred

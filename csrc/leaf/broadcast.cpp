@@ -41,14 +41,14 @@ void broadcast_publish(Team& team, const Broadcast& broadcast) {
   if (team.rank() == broadcast.root && broadcast.bytes > 0) {
     if (broadcast.bytes <= Line::inline_bytes)
       std::memcpy(team.my_line().payload, broadcast.data, broadcast.bytes);
-    else if (broadcast.bytes <= team.layout().one_shot_bytes)
+    else if (broadcast.bytes <= team.layout().small_bytes)
       std::memcpy(team.one_shot_slot(team.rank()), broadcast.data, broadcast.bytes);
   }
   team.announce(broadcast.fingerprint, broadcast.location);
 }
 
 void broadcast_complete(Team& team, const Broadcast& broadcast, Sentence sentence) {
-  const bool small = broadcast.bytes <= team.layout().one_shot_bytes;
+  const bool small = broadcast.bytes <= team.layout().small_bytes;
   if (!small) {
     if (team.line(broadcast.root).location != 0)
       direct(team, broadcast, sentence);

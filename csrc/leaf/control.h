@@ -50,7 +50,9 @@ struct Layout {
   static constexpr int banks = 2;  // of one-shot slots, for the reason given at Line
   static constexpr int slots = 3;  // of staging, for the reason given in two_shot.h
 
-  std::size_t one_shot_bytes, slot_bytes;
+  std::size_t one_shot_bytes;  // of a one-shot slot
+  std::size_t slot_bytes;      // of a staging slot
+  std::size_t small_bytes;     // up to which a broadcast goes through the root's one-shot slot
 
   std::size_t one_shot_slot(std::uint64_t number) const {
     return round_up(sizeof(ControlBlock)) + (number & 1) * round_up(one_shot_bytes);

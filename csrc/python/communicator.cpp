@@ -11,6 +11,7 @@
 #include "csrc/python/arrays.h"
 #include "csrc/python/gil_hooks.h"
 #include "csrc/python/python_engine.h"
+#include "csrc/python/selection.h"
 
 namespace py = pybind11;
 
@@ -80,7 +81,7 @@ void report_on_stderr(const std::string& text) {
 std::pair<std::shared_ptr<Communicator>, std::shared_ptr<PythonEngine>> connect(
     const Endpoint& endpoint, int rank, const std::vector<int>& descriptors, const std::vector<int>& lifelines,
     const std::vector<std::pair<std::size_t, std::size_t>>& places, bool cores_suffice, bool reports,
-    std::shared_ptr<Network> network) {
+    std::shared_ptr<Network> network, const std::optional<CostTable>& costs) {
   auto mapped = std::make_shared<std::vector<Segment>>();
   mapped->reserve(descriptors.size());
   Communicator::Setup setup;
@@ -105,6 +106,7 @@ std::pair<std::shared_ptr<Communicator>, std::shared_ptr<PythonEngine>> connect(
   setup.lifelines = engine.lifelines = lifelines;
   setup.cores_suffice = engine.cores_suffice = cores_suffice;
   setup.settings = engine.settings = endpoint.settings();
+  setup.costs = costs_of(costs);
   engine.memory = endpoint.memory();
   engine.network = network;
   if (network) engine.nodes = endpoint.nodes();
@@ -172,6 +174,18 @@ py::object broadcast_in_place(Communicator& communicator, py::object array, int 
   return array;
 }
 
+// All agree on it by the barrier, when they are out of the call before.
+void force(Communicator& communicator, const std::string& algorithm) {
+  communicator.barrier("force " + algorithm);
+  communicator.force(way_of(algorithm));
+}
+
+py::dict tune(Communicator& communicator, double seconds) {
+  const Selection& selection = communicator.selection();
+  return tuned(communicator.time_probes(thorough_probes(selection.placement(), selection.one_shot_room()), seconds),
+               selection);
+}
+
 // Memory of the arena as a writable buffer of bytes.
 py::buffer_info buffer_of(Arena::Block& block) {
   return py::buffer_info(reinterpret_cast<unsigned char*>(block.data()), static_cast<py::ssize_t>(block.size()));
@@ -188,7 +202,7 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("descriptor", &Endpoint::descriptor)
       .def("settle", &Endpoint::settle, py::arg("rank"), py::arg("nodes"))
       .def("connect", &connect, py::arg("rank"), py::arg("descriptors"), py::arg("lifelines"), py::arg("places"),
-           py::arg("cores_suffice"), py::arg("reports"), py::arg("network") = nullptr);
+           py::arg("cores_suffice"), py::arg("reports"), py::arg("network") = nullptr, py::arg("costs") = std::nullopt);
 
   py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
       .def_property_readonly("rank", &Communicator::rank)
@@ -209,6 +223,9 @@ void bind_communicator(py::module_& module) {
              }
              return rows;
            })
+      .def_property_readonly("selection", &Communicator::selection, py::return_value_policy::reference_internal)
+      .def("force", &force, py::arg("algorithm"))
+      .def("tune", &tune, py::arg("seconds"))
       .def("leave", &Communicator::leave, py::arg("reason"))
       .def("abandon", &Communicator::abandon);
 

@@ -9,6 +9,7 @@
 #include "csrc/python/outside.h"
 #include "csrc/python/pool.h"
 #include "csrc/python/schedules.h"
+#include "csrc/python/selection.h"
 #include "csrc/python/settings.h"
 #include "csrc/python/spanning.h"
 #include "csrc/python/updates.h"
@@ -24,6 +25,7 @@ PYBIND11_MODULE(_core, module) {
   ringred::bind_gradients(module);
   ringred::bind_guarded(module);
   ringred::bind_spanning(module);
+  ringred::bind_selection(module);
   ringred::bind_communicator(module);
   ringred::bind_outside(module);
 }

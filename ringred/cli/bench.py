@@ -13,7 +13,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ringred as rr
+from ringred import world
+from ringred.cli import bench_algorithms
 from ringred.cli import bench_table as table
 from ringred.cli.bench_data import DTYPES, OPS, expected, numpy_dtype, source
 
@@ -44,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", default="arena", choices=["arena", "private"], help="where the arrays lie")
     parser.add_argument("--compare", choices=["mpi"], help="time MPI_Allreduce of the MPI in use beside it")
     parser.add_argument("--roofline", action="store_true", help="time the memory bound beside it")
+    parser.add_argument(
+        "--algorithms", action="store_true", help="time every algorithm instead, beside its prediction and the choice"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
@@ -53,24 +58,58 @@ def run(args: argparse.Namespace) -> int:
         raise rr.UsageError(f"The smallest size must not exceed the largest: -b is {args.b}, -e is {args.e} bytes.")
     if args.np is not None:
         return start_ranks(args.np)
+    if args.algorithms and (args.compare or args.roofline):
+        raise rr.UsageError("--algorithms compares ringred's own: leave out --compare and --roofline.")
     rr.init()
+    wrong = run_algorithms(args) if args.algorithms else run_collective(args)
+    rr.shutdown()
+    return 1 if wrong else 0
+
+
+def sizes(args: argparse.Namespace) -> Iterator[int]:
+    """From -b to -e by -f."""
+    size = max(args.b, numpy_dtype(args.d).itemsize)
+    while size <= args.e:
+        yield size
+        size = max(size + 1, int(size * args.f))
+
+
+def run_collective(args: argparse.Namespace) -> int:
+    """Time the collective as users call it. Returns the number of wrong elements."""
     rows = []
     if rr.rank() == 0:
         print(table.preamble(args, rr.size()), flush=True)
-    size = max(args.b, numpy_dtype(args.d).itemsize)
-    while size <= args.e:
+    for size in sizes(args):
         row = Measurement(args, size).row()
         rows.append(row)
         if rr.rank() == 0:
             print(table.line(row, args), flush=True)
-        size = max(size + 1, int(size * args.f))
+    wrong: int = sum(row["out_of_place"]["nwrong"] + row["in_place"]["nwrong"] for row in rows)
     if rr.rank() == 0:
         print(table.footer(rows))
-        if args.json:
-            args.json.write_text(json.dumps(report(args, rows), indent=1) + "\n")
-    wrong = sum(row["out_of_place"]["nwrong"] + row["in_place"]["nwrong"] for row in rows)
-    rr.shutdown()
-    return 1 if wrong else 0
+        write_json(args, rows, __doc__, out_of_bounds=wrong, average_bus_bandwidth=table.average_bus_bandwidth(rows))
+    return wrong
+
+
+def run_algorithms(args: argparse.Namespace) -> int:
+    """Time every algorithm. Returns the number of wrong elements."""
+    if rr.size() == 1:
+        raise rr.UsageError("--algorithms compares ways between ranks: start two or more, as with -np 2.")
+    bench_algorithms.first_call(args)
+    rows = []
+    if rr.rank() == 0:
+        print(bench_algorithms.preamble(args, rr.size()), flush=True)
+    for size in sizes(args):
+        row = bench_algorithms.Contest(args, size, numpy_dtype(args.d), rr.Op[OPS[args.o]]).row()
+        rows.append(row)
+        if rr.rank() == 0:
+            print(bench_algorithms.line(row), flush=True)
+    wrong = sum(bench_algorithms.wrong(row) for row in rows)
+    if rr.rank() == 0:
+        print(f"# Out of bounds values : {wrong} {'FAILED' if wrong else 'OK'}")
+        costs = world.communicator().selection.costs
+        write_json(args, rows, bench_algorithms.__doc__, out_of_bounds=wrong, costs=costs)
+    return wrong
 
 
 def start_ranks(ranks: int) -> int:
@@ -182,16 +221,18 @@ class Measurement:
         return int(rr.allreduce_(bad, rr.Sum)[0])
 
 
-def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def write_json(args: argparse.Namespace, rows: list[dict[str, Any]], method: str | None, **more: Any) -> None:
     """The figures with what is needed to understand them later; times in microseconds, rates in GB/s."""
-    return {
+    if not args.json:
+        return
+    report = {
         "args": {name: str(value) for name, value in vars(args).items() if name not in ("json", "subcommand")},
         "ranks": rr.size(),
         "ringred_version": rr.__version__,
         "machine": {"processor": table.processor(), "cores": table.cores(), "system": platform.release()},
         "end_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "method": (__doc__ or "").partition("\n\n")[2].strip(),
+        "method": (method or "").partition("\n\n")[2].strip(),
         "results": rows,
-        "out_of_bounds": sum(row["out_of_place"]["nwrong"] + row["in_place"]["nwrong"] for row in rows),
-        "average_bus_bandwidth": table.average_bus_bandwidth(rows),
+        **more,
     }
+    args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -17,6 +17,7 @@ from ringred.errors import UsageError
 SUBCOMMANDS = {
     "run": "start a command on several ranks, with the mpirun of the MPI in use",
     "bench": "time collectives, check their results and compare them",
+    "tune": "measure what algorithms cost here, for RINGRED_TUNING",
     "draw": "draw the schedule of an algorithm",
     "simulate": "predict what allreduce costs on a machine that is not here, by simulation",
     "autopsy": "say what a running job waits for, and where each of its ranks is",

@@ -23,6 +23,7 @@ inline Settings small_settings() {
   settings.timeout_seconds = 60;
   settings.stall_seconds = 0;
   settings.one_shot_bytes = 128;
+  settings.one_shot_given = true;
   settings.slot_bytes = 1024;
   settings.chunk_bytes = 256;
   settings.arena_bytes = std::size_t{64} << 20;

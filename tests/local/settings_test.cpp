@@ -43,7 +43,7 @@ TEST("what is wrong is named with the rule and the value") {
           "must be a number of seconds from 0 to 1e9: RINGRED_TIMEOUT_SECONDS='soon'");
   rejects("RINGRED_TIMEOUT_SECONDS", "-1", "must be a number of seconds");
   rejects("RINGRED_TIMEOUT_SECONDS", "nan", "must be a number of seconds");
-  rejects("RINGRED_ALGORITHM", "rings", "must be one of auto, ring, double_tree");
+  rejects("RINGRED_ALGORITHM", "rings", "must be one of auto, one_shot, two_shot");
   rejects("RINGRED_SLOT_BYTES", "", "must be a whole number from 1024 to");
   rejects("RINGRED_SLOT_BYTES", "12Q", "RINGRED_SLOT_BYTES='12Q'");
   rejects("RINGRED_SLOT_BYTES", "99999999999999999999", "must be a whole number");

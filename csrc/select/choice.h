@@ -1,0 +1,39 @@
+// Which way an allreduce takes: a pure function of its size and of where the arrays lie, made once of prices.
+//
+// Invariant: ranks that made it of the same costs, placement and ways choose alike.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "csrc/select/costs.h"
+
+namespace ringred {
+
+class Choice {
+ public:
+  // The cheapest of `ways` at every size; of equal ones the first. one_shot only up to `one_shot_room` bytes.
+  static Choice cheapest(std::span<const Way> ways, std::size_t one_shot_room, const Placement& placement,
+                         const Costs& costs);
+  // one_shot up to so many bytes, and `above` beyond.
+  static Choice by_hand(std::size_t one_shot_bytes, Way above);
+
+  Way of(std::size_t bytes, bool arena) const {
+    const std::vector<Stretch>& stretches = arena ? arena_ : private_;
+    std::size_t place = 0;
+    while (bytes > stretches[place].last) ++place;
+    return stretches[place].way;
+  }
+
+ private:
+  struct Stretch {
+    std::size_t last;  // the largest size; of the last stretch, all there are
+    Way way;
+  };
+
+  std::vector<Stretch> arena_, private_;
+};
+
+}  // namespace ringred
