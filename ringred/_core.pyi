@@ -60,7 +60,14 @@ class Communicator:
     def abandon(self) -> None: ...
 
 class SpanningCommunicator:
-    def __init__(self, engine: Engine, group: int) -> None: ...
+    def __init__(
+        self,
+        engine: Engine,
+        group: int,
+        environment: dict[str, str],
+        nodes: Sequence[int],
+        costs: dict[str, float] | None = None,
+    ) -> None: ...
     @property
     def rank(self) -> int: ...
     @property

@@ -293,7 +293,7 @@ def _connect(generation: int, comm: Any, sets: list[Any]) -> World:
             ),
         )
         undo.callback(engine.leave, "its init() failed")
-        calls = communicator or _spanning(meeting, engine)
+        calls = communicator or _spanning(meeting, engine, settings, nodes, tuned)
         undo.pop_all()
     return World(calls, engine, nodes, peers, link, meeting, os.getpid())
 
@@ -310,7 +310,13 @@ def _link(
     return link
 
 
-def _spanning(meeting: bootstrap.Bootstrap, engine: _core.Engine) -> _core.SpanningCommunicator:
+def _spanning(
+    meeting: bootstrap.Bootstrap,
+    engine: _core.Engine,
+    settings: dict[str, str],
+    nodes: Topology,
+    tuned: tuning.Tuning | None,
+) -> _core.SpanningCommunicator:
     """The synchronous calls' own group in the engine."""
     ranks, number = list(range(meeting.size)), _core.CALLERS_GROUP
     offset = agree(meeting, "prepare its synchronous calls", lambda: engine.prepare_group(ranks))
@@ -318,7 +324,8 @@ def _spanning(meeting: bootstrap.Bootstrap, engine: _core.Engine) -> _core.Spann
     agree(
         meeting, "connect its synchronous calls", lambda: engine.connect_group(number, ranks, offsets, CALLERS_SERIAL)
     )
-    return _core.SpanningCommunicator(engine, number)
+    costs = tuned.costs if tuned else None
+    return _core.SpanningCommunicator(engine, number, settings, list(nodes.nodes), costs)
 
 
 def _check_tuning(meeting: bootstrap.Bootstrap, nodes: Topology, tuned: tuning.Tuning | None) -> None:

@@ -12,6 +12,7 @@
 #include "csrc/python/gil_hooks.h"
 #include "csrc/python/python_engine.h"
 #include "csrc/python/selection.h"
+#include "csrc/python/settings.h"
 
 namespace py = pybind11;
 
@@ -28,14 +29,6 @@ Op op_of(py::handle op) {
   const std::string type = py::str(py::type::handle_of(op).attr("__qualname__")).cast<std::string>();
   fail_usage("op must be Sum, Average, Min, Max or Product of ringred: it is " + py::repr(op).cast<std::string>() +
              ", a " + type + ".");
-}
-
-Lookup lookup_in(const std::map<std::string, std::string>& environment) {
-  return [&environment](std::string_view name) -> std::optional<std::string> {
-    const auto found = environment.find(std::string(name));
-    if (found == environment.end()) return std::nullopt;
-    return found->second;
-  };
 }
 
 // What a rank makes before it knows its peers: its settings and its own memory.

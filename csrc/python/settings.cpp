@@ -2,10 +2,6 @@
 
 #include <pybind11/stl.h>
 
-#include <map>
-#include <string>
-
-#include "csrc/base/settings.h"
 #include "csrc/reduce/instruction_sets.h"
 #include "csrc/reduce/reduce.h"
 
@@ -23,14 +19,18 @@ py::list rows() {
 }
 
 std::vector<std::string> agreed(const std::map<std::string, std::string>& environment) {
-  return agreed_settings([&](std::string_view name) -> std::optional<std::string> {
-    const auto found = environment.find(std::string(name));
-    if (found == environment.end()) return std::nullopt;
-    return found->second;
-  });
+  return agreed_settings(lookup_in(environment));
 }
 
 }  // namespace
+
+Lookup lookup_in(const std::map<std::string, std::string>& environment) {
+  return [&environment](std::string_view name) -> std::optional<std::string> {
+    const auto found = environment.find(std::string(name));
+    if (found == environment.end()) return std::nullopt;
+    return found->second;
+  };
+}
 
 void bind_settings(py::module_& module) {
   module.def("setting_table", &rows, "(name, default, must_agree, help) of every RINGRED_* variable.");

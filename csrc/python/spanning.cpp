@@ -2,8 +2,12 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +17,10 @@
 #include "csrc/python/arrays.h"
 #include "csrc/python/gil_hooks.h"
 #include "csrc/python/python_engine.h"
+#include "csrc/python/selection.h"
+#include "csrc/python/settings.h"
+#include "csrc/queue/nodes.h"
+#include "csrc/select/calibrate.h"
 
 namespace py = pybind11;
 
@@ -23,8 +31,11 @@ namespace {
 // the calls.
 class SpanningCommunicator {
  public:
-  SpanningCommunicator(std::shared_ptr<PythonEngine> engine, std::uint32_t group)
-      : engine_(std::move(engine)), group_(group) {}
+  SpanningCommunicator(std::shared_ptr<PythonEngine> engine, std::uint32_t group, const Settings& settings,
+                       const Nodes& nodes, const std::optional<Costs>& costs)
+      : engine_(std::move(engine)),
+        group_(group),
+        selection_(settings, {nodes.count(), nodes.columns(), settings.slot_bytes, settings.chunk_bytes}, costs) {}
 
   int rank() { return (*engine_)->rank(); }
   int size() { return (*engine_)->size(); }
@@ -50,6 +61,20 @@ class SpanningCommunicator {
   }
 
   std::shared_ptr<Arena::Block> allocate(std::size_t bytes) { return (*engine_)->arena_memory()->allocate(bytes); }
+
+  const Selection& selection() const { return selection_; }
+
+  // All agree on it by the barrier, when they are out of the call before.
+  void force(const std::string& algorithm) {
+    barrier("force " + algorithm);
+    selection_.force(way_of(algorithm));
+  }
+
+  py::dict tune(double seconds) {
+    barrier("calibration");
+    const Inside inside(*this, CallKind::allreduce);
+    return tuned(time_probes(thorough_probes(selection_.placement(), selection_.one_shot_room()), seconds), selection_);
+  }
 
   bool leave(const std::string& reason) {
     closed_ = "this communicator ended with shutdown(). Call init(), and bind plans again.";
@@ -77,6 +102,19 @@ class SpanningCommunicator {
 
   void call(CallKind kind, Op op, int root, const std::string& tag, std::vector<Tensor> tensors, KeptArrays kept) {
     const Inside inside(*this, kind);
+    if (kind != CallKind::allreduce)
+      return perform(std::nullopt, kind, op, root, tag, std::move(tensors), std::move(kept));
+    const std::size_t bytes = tensors.front().count() * info(tensors.front().dtype).size;
+    perform(selection_.of(bytes, true), kind, op, root, tag, std::move(tensors), std::move(kept));
+    if (!selection_.is_due(bytes)) return;
+    // After a call that all ranks made, hence on all of them.
+    const auto samples =
+        time_probes(brief_probes(selection_.placement(), selection_.one_shot_room()), Selection::calibration_seconds);
+    selection_.take(fit(samples, selection_.placement(), selection_.costs()));
+  }
+
+  void perform(std::optional<Way> way, CallKind kind, Op op, int root, const std::string& tag,
+               std::vector<Tensor> tensors, KeptArrays kept) {
     if (last_ && !last_->done())
       fail_usage("A synchronous call that was interrupted has to end before the next one: '" +
                  last_->request.describe() + "' is still in flight. Call shutdown() and init() on all ranks to go on.");
@@ -85,12 +123,47 @@ class SpanningCommunicator {
     request.op = op;
     request.root = root;
     request.call = true;
+    request.way = way;
     request.tag = tag;
     request.name = "call";
     request.tensors = std::move(tensors);
     last_ = engine_->submit(group_, std::move(request), std::move(kept), true);
     GilHooks hooks;
     (*engine_)->wait(*last_, hooks);
+  }
+
+  // Of zeros; the best of what the slowest rank needed.
+  std::vector<Sample> time_probes(const std::vector<Probe>& probes, double seconds) {
+    using Clock = std::chrono::steady_clock;
+    const auto since = [](Clock::time_point begin) {
+      return std::chrono::duration<double>(Clock::now() - begin).count();
+    };
+    std::size_t most = 0;
+    for (const Probe& probe : probes) most = std::max(most, probe.bytes);
+    std::vector<float> data(most / sizeof(float));
+    const auto began = Clock::now();
+    return measure(probes, seconds, [&](const Probe& probe, int iterations) -> Timed {
+      std::fill_n(data.begin(), probe.bytes / sizeof(float), 0.0f);
+      largest(0);  // all begin together
+      const auto begin = Clock::now();
+      for (int iteration = 0; iteration < iterations; ++iteration)
+        reduce_in_place(probe.way, Op::sum, DType::f32, data.data(), probe.bytes / sizeof(float));
+      return {largest(since(begin) / std::max(iterations, 1)), largest(since(began))};
+    });
+  }
+
+  // Of all ranks' values.
+  double largest(double value) {
+    reduce_in_place(Way::one_shot, Op::max, DType::f64, &value, 1);
+    return value;
+  }
+
+  void reduce_in_place(Way way, Op op, DType dtype, void* data, std::size_t count) {
+    Tensor tensor;
+    tensor.input = tensor.output = static_cast<std::byte*>(data);
+    tensor.dtype = dtype;
+    tensor.shape = {static_cast<std::int64_t>(count)};
+    perform(way, CallKind::allreduce, op, -1, "calibration", {tensor}, {});
   }
 
   // One thread at a time, as in a Communicator.
@@ -111,6 +184,7 @@ class SpanningCommunicator {
 
   const std::shared_ptr<PythonEngine> engine_;
   const std::uint32_t group_;
+  Selection selection_;
   std::shared_ptr<Operation> last_;
   std::atomic<const char*> active_{nullptr};
   const char* closed_ = nullptr;  // guarded by the GIL
@@ -174,7 +248,17 @@ void bind_spanning(py::module_& module) {
   module.attr("CALLERS_GROUP") = py::int_(RankBlock::callers_group);
 
   py::class_<SpanningCommunicator, std::shared_ptr<SpanningCommunicator>>(module, "SpanningCommunicator")
-      .def(py::init<std::shared_ptr<PythonEngine>, std::uint32_t>(), py::arg("engine"), py::arg("group"))
+      .def(py::init([](std::shared_ptr<PythonEngine> engine, std::uint32_t group,
+                       const std::map<std::string, std::string>& environment, const std::vector<int>& nodes,
+                       const std::optional<CostTable>& costs) {
+             return std::make_shared<SpanningCommunicator>(
+                 std::move(engine), group, read_settings(lookup_in(environment)), Nodes(nodes), costs_of(costs));
+           }),
+           py::arg("engine"), py::arg("group"), py::arg("environment"), py::arg("nodes"),
+           py::arg("costs") = std::nullopt)
+      .def_property_readonly("selection", &SpanningCommunicator::selection, py::return_value_policy::reference_internal)
+      .def("force", &SpanningCommunicator::force, py::arg("algorithm"))
+      .def("tune", &SpanningCommunicator::tune, py::arg("seconds"))
       .def_property_readonly("rank", &SpanningCommunicator::rank)
       .def_property_readonly("size", &SpanningCommunicator::size)
       .def("barrier", &SpanningCommunicator::barrier, py::arg("tag") = "")

@@ -311,6 +311,7 @@ Batch Group::batch_of(CallKind kind, Op op) const {
           setup_.bases,
           setup_.settings->one_shot_bytes,
           layout_.slot_bytes,
+          mine_as_pointers_.empty() ? std::nullopt : mine_as_pointers_.front()->request.way,
           setup_.instruction_set,
           &nodes_};
 }

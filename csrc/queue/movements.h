@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "csrc/queue/nodes.h"
 #include "csrc/queue/operation.h"
 #include "csrc/queue/turns.h"
 #include "csrc/reduce/reduce.h"
+#include "csrc/select/way.h"
 
 namespace ringred {
 
@@ -23,6 +25,7 @@ struct Batch {
   int index, size;                    // this member and the members
   std::span<std::byte* const> bases;  // where each member's segment is mapped here
   std::size_t one_shot_bytes, slot_bytes;
+  std::optional<Way> way;  // of an allreduce; none: one shot up to one_shot_bytes
   const InstructionSet* instruction_set;
   const Nodes* nodes;  // where the members are
 };

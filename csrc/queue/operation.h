@@ -15,6 +15,7 @@
 #include "csrc/engine/call.h"
 #include "csrc/queue/shared.h"
 #include "csrc/reduce/update.h"
+#include "csrc/select/way.h"
 
 namespace ringred {
 
@@ -66,8 +67,9 @@ struct Request {
   bool norm = false;          // direct: with the sum of squares of the result
   std::shared_ptr<const Update> update;
   std::string name;
-  bool call = false;  // synchronous: it reads like a Call, see describe()
-  std::string tag;    // a call's: the caller's own name for it, on which the members agree
+  bool call = false;       // synchronous: it reads like a Call, see describe()
+  std::optional<Way> way;  // of a synchronous allreduce; all members choose alike
+  std::string tag;         // a call's: the caller's own name for it, on which the members agree
   std::vector<Tensor> tensors;
 
   // Throws a usage error where the request makes no sense in a group of `size` ranks.

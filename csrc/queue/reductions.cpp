@@ -27,7 +27,7 @@ NormKernel norm_of(const Batch& batch, const Run& run) {
 bool may_add_by_node(const Batch& batch, DType wire) {
   const TypeClass type_class = info(wire).type_class;
   const bool integer = type_class == TypeClass::signed_integer || type_class == TypeClass::unsigned_integer;
-  return batch.nodes->several() && (batch.op != Op::average || !integer);
+  return batch.nodes->several() && batch.way != Way::two_shot && (batch.op != Op::average || !integer);
 }
 
 template <class Take>
@@ -191,7 +191,9 @@ void Reducing::add_up(const Slots& slots, std::size_t offset, const Pieces& piec
 }
 
 bool OneShotMovement::fits(const Batch& batch, const Run& run) {
-  return run.count * info(run.wire).size <= std::min(batch.one_shot_bytes, batch.slot_bytes);
+  if (batch.way && *batch.way != Way::one_shot) return false;
+  const std::size_t most = batch.way ? batch.slot_bytes : std::min(batch.one_shot_bytes, batch.slot_bytes);
+  return run.count * info(run.wire).size <= most;
 }
 
 OneShotMovement::OneShotMovement(const Batch& batch, const Run& run)

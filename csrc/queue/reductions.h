@@ -108,7 +108,7 @@ class OneShotMovement : public Movement, Reducing {
 // sums up in the mirror of one of them, which its node alone has, and which is filled again when all have left the
 // turn.
 //
-// Where sums are not made by node, every owner is sent what all members have.
+// Where sums are not made by node (Way::two_shot, averages of integers), every owner is sent what all members have.
 class TwoShotMovement : public Movement, Reducing {
  public:
   TwoShotMovement(const Batch& batch, const Run& run);

@@ -13,10 +13,11 @@ Sample sample(const Probe& probe, double seconds, TimeProbe time) {
   const double share = seconds / (repetitions + 1);
   const auto wanted = static_cast<int>(std::min(share / std::max(first.seconds, 1e-9), 1e6));
   const int iterations = std::clamp(wanted, 1, most_iterations);
-  double best = first.seconds;
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    if (first.seconds > seconds) break;
-    best = std::min(best, time(probe, iterations).seconds);
+  double best = first.seconds, spent = first.seconds;
+  for (int repetition = 0; repetition < repetitions && spent < seconds; ++repetition) {
+    const double again = time(probe, iterations).seconds;
+    spent += again * iterations;
+    best = std::min(best, again);
   }
   return {probe, best};
 }

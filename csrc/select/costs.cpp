@@ -66,10 +66,10 @@ void add_leaf(Terms& terms, Way way, double bytes, bool arena, const Placement& 
   }
 }
 
-// The bytes are those through a node's card in one direction, since both work at a time.
+// As synchronous calls are: the opening, which carries all of a one-shot call, is a message before the others. The
+// bytes are those through a node's card in one direction, since both work at a time.
 void add_movement(Terms& terms, Way way, double bytes, const Placement& placement) {
   const double nodes = placement.nodes, local = placement.local, ranks = placement.ranks();
-  terms[Term::synchronise] = way == Way::hierarchical ? 3 : way == Way::two_shot ? 2 : 1;
   if (way == Way::one_shot) {
     terms[Term::message] = 1;
     terms[Term::wire] = (nodes - 1) * local * bytes;
@@ -77,10 +77,11 @@ void add_movement(Terms& terms, Way way, double bytes, const Placement& placemen
     terms[Term::move] = ranks / 2 * bytes;
     return;
   }
-  terms[Term::message] = 2;
-  terms[Term::fetch] = bytes;
+  const bool sums_whole = way == Way::hierarchical && placement.nodes == 2;
+  terms[Term::message] = sums_whole ? 2 : 3;
   terms[Term::handle] = 6 * bytes;
   terms[Term::move] = 1.5 * bytes;
+  terms[Term::fetch] = bytes;
   // Results to the other nodes, and what they reduce: a node's sum, or what each of its ranks has.
   terms[Term::wire] = (nodes - 1) / nodes * bytes * (way == Way::hierarchical ? 2 : 1 + local);
 }

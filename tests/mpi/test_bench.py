@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringred import Op
+from ringred import Op, _core
 from ringred.cli import bench_data, bench_table
 
 
@@ -54,6 +54,39 @@ def test_mpi_and_the_memory_bound_stand_beside_it() -> None:
     (row,) = rows_of(done.stdout)
     assert len(row) == 17
     assert all(float(value) > 0 for value in row[13:])
+
+
+def test_every_algorithm_stands_beside_its_prediction(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = ["-b", "8", "-e", "512K", "-f", "256", "-n", "2", "-N", "2", "--memory", "private", "--json", str(file)]
+    done = ringred("bench", "allreduce", "-np", "2", "--algorithms", *options)
+    assert done.returncode == 0, done.stderr
+    assert "# Out of bounds values : 0 OK" in done.stdout
+    assert [row[0] for row in rows_of(done.stdout)] == ["8", "2048", "524288"]
+    rows = json.loads(file.read_text())["results"]
+    names = {"one_shot", "two_shot", *(row[0] for row in _core.algorithm_table())}
+    assert [set(row["algorithms"]) for row in rows] == [names, names, names - {"one_shot"}]
+    assert rows[0]["chosen"] == "one_shot" and rows[2]["chosen"] == "two_shot"
+    for row in rows:
+        times = {name: one["time"] for name, one in row["algorithms"].items()}
+        assert row["chosen_over_best"] == pytest.approx(times[row["chosen"]] / min(times.values()))
+        assert all(one["predicted"] > 0 and one["nwrong"] == 0 for one in row["algorithms"].values())
+
+
+def test_what_tune_writes_is_what_init_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "costs.json"
+    done = ringred("tune", "-np", "2", "--seconds", "0.3", "--output", str(file))
+    assert done.returncode == 0, done.stderr
+    written = json.loads(file.read_text())
+    assert written["layout"] == [2]
+    monkeypatch.setenv("RINGRED_TUNING", str(file))
+    show = "import ringred; ringred.init(); print(ringred.world.communicator().selection.costs)"
+    words = [str(Path(sys.executable).with_name("ringred")), "run", "-np", "2", "--", sys.executable, "-c", show]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.count(str(written["costs"])) == 2, done.stderr
+    done = ringred("bench", "allreduce", "-np", "3", "-e", "8")
+    assert done.returncode != 0
+    assert "was made with 2 ranks, and this job has 3 ranks" in done.stderr
 
 
 def test_alone_and_with_wrong_options() -> None:
