@@ -46,6 +46,7 @@ std::vector<Probe> brief_probes(const Placement& placement, std::size_t one_shot
           {Way::two_shot, 64 * kib, true},
           {Way::one_shot, std::min(32 * kib, one_shot_room), false},
           {Way::two_shot, 128 * kib, false},
+          {Way::one_shot, std::min(4 * kib, one_shot_room), false},
           {Way::two_shot, 4 * kib, true},
           {Way::one_shot, one_shot_room, false},
           {Way::two_shot, 16 * kib, false},

@@ -4,8 +4,6 @@
 #include <bit>
 #include <cmath>
 
-#include "csrc/leaf/control.h"
-
 namespace ringred {
 namespace {
 
@@ -37,9 +35,16 @@ Shape shape_of(Algorithm algorithm, int ranks) {
   return {0, 0, 0};
 }
 
+// How far a transfer is from the speed of a long one: caches answer one line after the other before they run ahead.
+double reach_of(double bytes) {
+  constexpr double long_bytes = 8 << 10;  // measured: docs/decisions/0009
+  return std::min(bytes / long_bytes, 1.0);
+}
+
 void add_schedule(Terms& terms, Algorithm algorithm, double bytes, const Placement& placement) {
   const Shape shape = shape_of(algorithm, placement.ranks());
   terms[Term::synchronise] = shape.rounds;
+  terms[Term::reach] = shape.rounds * reach_of(shape.sent * bytes / std::max(shape.rounds, 1.0));
   terms[Term::step] = std::max(shape.rounds, shape.sent * bytes / static_cast<double>(placement.chunk_bytes));
   terms[Term::move] = shape.sent * bytes;
   // What is sent is read and written, what comes is read and written, and read once more where it is added.
@@ -52,7 +57,7 @@ void add_leaf(Terms& terms, Way way, double bytes, bool arena, const Placement& 
   terms[Term::fetch] = bytes;
   if (way == Way::one_shot) {  // writes S into its slot, reads (n-1) S from the others'
     terms[Term::synchronise] = 1;
-    terms[Term::reach] = bytes > Line::inline_bytes ? 1 : 0;
+    terms[Term::reach] = reach_of(bytes);
     terms[Term::move] = n / 2 * bytes;
     terms[Term::handle] = (n + 3) * bytes;
   } else if (arena) {  // the parts of all arrays that a rank owns stay in its cache, if it is called again and again
@@ -60,7 +65,7 @@ void add_leaf(Terms& terms, Way way, double bytes, bool arena, const Placement& 
     terms[Term::handle] = 2 * bytes;
   } else {  // A writes (n-1)/n S into slots, B reads as much and writes S/n, C reads (n-1)/n S
     terms[Term::synchronise] = 2 * std::max(1.0, std::ceil(bytes / static_cast<double>(placement.slot_bytes)));
-    terms[Term::reach] = 2;
+    terms[Term::reach] = 2 * reach_of(bytes / n);
     terms[Term::move] = (0.5 + others) * bytes;
     terms[Term::handle] = (4 * others + 1 + 2 / n) * bytes;
   }
@@ -94,7 +99,7 @@ double far_part(double touched, double near_bytes) {
 }  // namespace
 
 Costs usual_costs() {
-  return {{0.25e-6, 0.3e-6, 0.1e-9, 0.014e-9, 0.06e-9, 30e-6, 0.8e-9, 0.2e-6}, 16 << 20};
+  return {{0.25e-6, 1e-6, 0.1e-9, 0.014e-9, 0.06e-9, 30e-6, 0.8e-9, 0.2e-6}, 16 << 20};
 }
 
 Terms terms_of(Way way, double bytes, bool arena, const Placement& placement, double near_bytes) {

@@ -24,7 +24,7 @@ inline constexpr std::size_t cost_count = 8;
 // By the names that the tuning file gives them; seconds.
 inline constexpr std::array<std::string_view, cost_count> cost_names{
     "memory_alpha",   // until all ranks of a node have seen what each said
-    "reach",          // until a rank has the first bytes of data that another wrote beyond a line
+    "reach",          // until data that another rank wrote comes at full speed
     "memory_beta",    // a byte that one core writes and another reads
     "gamma",          // a byte that a core loads or stores
     "far_beta",       // more, for a byte of an array that lies beyond the caches

@@ -46,7 +46,7 @@ class Selection {
   void force(std::optional<Way> way);
 
   // What it would be for arrays of such a kind, whatever came before, were none forced.
-  Way chosen(std::size_t bytes, bool arena) const { return choice_.of(bytes, arena); }
+  Way chosen(std::size_t bytes, bool arena) const { return choice_.of(bytes, arena && bytes > sure_bytes); }
   const Costs& costs() const { return costs_; }
   const Placement& placement() const { return placement_; }
   std::size_t one_shot_room() const { return one_shot_room_; }

@@ -18,7 +18,7 @@ import ringred as rr
 from ringred import world
 from ringred.cli.bench_data import expected, source
 
-SECONDS = 0.04  # of one algorithm at one size in one round
+SECONDS = 0.025  # of one algorithm at one size in one round
 MOST_ITERATIONS = 2000
 FIRST_CALL_BYTES = 16 << 10  # of a call that the library is not sure of, which has it measure its costs
 

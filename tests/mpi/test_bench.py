@@ -84,9 +84,6 @@ def test_what_tune_writes_is_what_init_takes(tmp_path: Path, monkeypatch: pytest
     words = [str(Path(sys.executable).with_name("ringred")), "run", "-np", "2", "--", sys.executable, "-c", show]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.count(str(written["costs"])) == 2, done.stderr
-    done = ringred("bench", "allreduce", "-np", "3", "-e", "8")
-    assert done.returncode != 0
-    assert "was made with 2 ranks, and this job has 3 ranks" in done.stderr
 
 
 def test_alone_and_with_wrong_options() -> None:
