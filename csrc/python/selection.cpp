@@ -42,7 +42,7 @@ std::optional<Way> way_of(const std::string& name) {
 
 py::dict tuned(const std::vector<Sample>& samples, const Selection& selection) {
   const Placement& placement = selection.placement();
-  const Costs costs = fit(samples, placement, usual_costs());
+  const Costs costs = fit(samples, placement, usual_costs(placement.several()));
   py::list rows;
   for (const auto& [probe, seconds] : samples)
     rows.append(py::dict(py::arg("algorithm") = std::string(name_of(probe.way)), py::arg("bytes") = probe.bytes,

@@ -5,32 +5,29 @@
 namespace ringred {
 namespace {
 
-constexpr int repetitions = 6, most_iterations = 64;
-
-// A probe's part of the time that is left, in even shares.
-Sample sample(const Probe& probe, double seconds, TimeProbe time) {
-  const Timed first = time(probe, 1);  // also brings memory and code near
-  const double share = seconds / (repetitions + 1);
-  const auto wanted = static_cast<int>(std::min(share / std::max(first.seconds, 1e-9), 1e6));
-  const int iterations = std::clamp(wanted, 1, most_iterations);
-  double best = first.seconds, spent = first.seconds;
-  for (int repetition = 0; repetition < repetitions && spent < seconds; ++repetition) {
-    const double again = time(probe, iterations).seconds;
-    spent += again * iterations;
-    best = std::min(best, again);
-  }
-  return {probe, best};
-}
+constexpr int rounds = 6, most_iterations = 64;
 
 }  // namespace
 
 std::vector<Sample> measure(std::span<const Probe> probes, double seconds, TimeProbe time) {
   std::vector<Sample> samples;
   double elapsed = 0;
-  for (std::size_t number = 0; number < probes.size() && elapsed < seconds; ++number) {
-    samples.push_back(sample(probes[number], (seconds - elapsed) / static_cast<double>(probes.size() - number), time));
-    elapsed = time(probes[number], 0).elapsed;
-  }
+  const auto one = [&](const Probe& probe, int iterations) {
+    const Timed timed = time(probe, iterations);
+    elapsed = timed.elapsed;
+    return timed.seconds;
+  };
+  for (const Probe& probe : probes)  // also brings memory and code near
+    if (elapsed < seconds) samples.push_back({probe, one(probe, 1)});
+
+  const double share = std::max(seconds - elapsed, 0.0) / rounds / static_cast<double>(probes.size());
+  std::vector<int> iterations;
+  for (const Sample& sample : samples)
+    iterations.push_back(
+        static_cast<int>(std::clamp(share / std::max(sample.seconds, 1e-9), 1.0, 1.0 * most_iterations)));
+  for (int round = 0; round < rounds; ++round)
+    for (std::size_t number = 0; number < samples.size() && elapsed < seconds; ++number)
+      samples[number].seconds = std::min(samples[number].seconds, one(samples[number].probe, iterations[number]));
   return samples;
 }
 

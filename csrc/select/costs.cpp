@@ -76,12 +76,14 @@ void add_leaf(Terms& terms, Way way, double bytes, bool arena, const Placement& 
 void add_movement(Terms& terms, Way way, double bytes, const Placement& placement) {
   const double nodes = placement.nodes, local = placement.local, ranks = placement.ranks();
   if (way == Way::one_shot) {
+    terms[Term::synchronise] = 1;
     terms[Term::message] = 1;
     terms[Term::wire] = (nodes - 1) * local * bytes;
     terms[Term::handle] = (ranks + 3) * bytes;
     terms[Term::move] = ranks / 2 * bytes;
     return;
   }
+  terms[Term::synchronise] = way == Way::hierarchical ? 4 : 3;  // what is copied in, added up, reduced, copied out
   const bool sums_whole = way == Way::hierarchical && placement.nodes == 2;
   terms[Term::message] = sums_whole ? 2 : 3;
   terms[Term::handle] = 6 * bytes;
@@ -98,7 +100,8 @@ double far_part(double touched, double near_bytes) {
 
 }  // namespace
 
-Costs usual_costs() {
+Costs usual_costs(bool several_nodes) {
+  if (several_nodes) return {{10e-6, 1e-6, 0.1e-9, 0.014e-9, 0.06e-9, 50e-6, 0.8e-9, 0.2e-6}, 16 << 20};
   return {{0.25e-6, 1e-6, 0.1e-9, 0.014e-9, 0.06e-9, 30e-6, 0.8e-9, 0.2e-6}, 16 << 20};
 }
 

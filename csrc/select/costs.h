@@ -42,8 +42,9 @@ struct Costs {
 };
 
 // What holds until something was measured: two ranks on two cores that share a last-level cache, and a network of
-// 10 gbit/s (docs/decisions/0009).
-Costs usual_costs();
+// 10 gbit/s (docs/decisions/0009). Synchronisations take much longer
+// where engines of several nodes hand over stages, not ranks a line.
+Costs usual_costs(bool several_nodes = false);
 
 // Where the ranks are. Nodes may differ in ranks: `local` is that of the largest.
 struct Placement {

@@ -13,7 +13,7 @@ Selection::Selection(const Settings& settings, const Placement& placement, const
       by_hand_(settings.one_shot_given),
       tuned_(tuned.has_value()),
       measures_(!by_hand_ && !tuned_ && settings.algorithm == "auto" && placement.ranks() > 1),
-      costs_(tuned.value_or(usual_costs())),
+      costs_(tuned.value_or(usual_costs(placement.several()))),
       choice_(Choice::by_hand(settings.one_shot_bytes, bulk_)) {
   choose();
   if (settings.algorithm != "auto") force(way_named(settings.algorithm));
