@@ -236,7 +236,7 @@ std::vector<Sample> Communicator::time_probes(std::span<const Probe> probes, dou
 // After a call that all ranks made, hence on all of them.
 void Communicator::calibrate() {
   const LongCall releasing(hooks_.get());
-  const std::vector<Probe> probes = brief_probes(selection_.placement(), selection_.one_shot_room());
+  const std::vector<Probe> probes = brief_probes(selection_.one_shot_room());
   const std::vector<Sample> samples = take_samples(probes, Selection::calibration_seconds);
   selection_.take(samples.empty() ? selection_.costs() : fit(samples, selection_.placement(), selection_.costs()));
 }

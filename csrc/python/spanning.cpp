@@ -104,13 +104,8 @@ class SpanningCommunicator {
     const Inside inside(*this, kind);
     if (kind != CallKind::allreduce)
       return perform(std::nullopt, kind, op, root, tag, std::move(tensors), std::move(kept));
-    const std::size_t bytes = tensors.front().count() * info(tensors.front().dtype).size;
-    perform(selection_.of(bytes, true), kind, op, root, tag, std::move(tensors), std::move(kept));
-    if (!selection_.is_due(bytes)) return;
-    // After a call that all ranks made, hence on all of them.
-    const auto samples =
-        time_probes(brief_probes(selection_.placement(), selection_.one_shot_room()), Selection::calibration_seconds);
-    selection_.take(fit(samples, selection_.placement(), selection_.costs()));
+    const Way way = selection_.of(tensors.front().count() * info(tensors.front().dtype).size, true);
+    perform(way, kind, op, root, tag, std::move(tensors), std::move(kept));
   }
 
   void perform(std::optional<Way> way, CallKind kind, Op op, int root, const std::string& tag,
@@ -123,7 +118,7 @@ class SpanningCommunicator {
     request.op = op;
     request.root = root;
     request.call = true;
-    request.way = way;
+    if (way != Way::hierarchical) request.way = way;  // which is the usual one
     request.tag = tag;
     request.name = "call";
     request.tensors = std::move(tensors);

@@ -25,7 +25,7 @@ struct Batch {
   int index, size;                    // this member and the members
   std::span<std::byte* const> bases;  // where each member's segment is mapped here
   std::size_t one_shot_bytes, slot_bytes;
-  std::optional<Way> way;  // of an allreduce; none: one shot up to one_shot_bytes
+  std::optional<Way> way;  // of an allreduce: one_shot, two_shot, or none: by node, and in one shot where it is short
   const InstructionSet* instruction_set;
   const Nodes* nodes;  // where the members are
 };

@@ -48,7 +48,7 @@ std::unique_ptr<Movement> Opening::data_of(const Batch& batch) const {
   behind.slot_bytes -= head_bytes;
   if (batch.kind == CallKind::broadcast && run.count <= std::min(long_broadcast, behind.slot_bytes))
     return std::make_unique<BroadcastMovement>(behind);
-  if (batch.kind != CallKind::allreduce) return nullptr;
+  if (batch.kind != CallKind::allreduce || batch.way) return nullptr;
   auto sums = std::make_unique<TwoShotMovement>(behind, run);
   return sums->keeps_results() && sums->turns() == 1 ? std::move(sums) : nullptr;
 }

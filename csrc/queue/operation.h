@@ -68,7 +68,7 @@ struct Request {
   std::shared_ptr<const Update> update;
   std::string name;
   bool call = false;       // synchronous: it reads like a Call, see describe()
-  std::optional<Way> way;  // of a synchronous allreduce; all members choose alike
+  std::optional<Way> way;  // of a synchronous allreduce, where it is not the usual one; all members choose alike
   std::string tag;         // a call's: the caller's own name for it, on which the members agree
   std::vector<Tensor> tensors;
 

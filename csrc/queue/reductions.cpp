@@ -191,7 +191,7 @@ void Reducing::add_up(const Slots& slots, std::size_t offset, const Pieces& piec
 }
 
 bool OneShotMovement::fits(const Batch& batch, const Run& run) {
-  if (batch.way && *batch.way != Way::one_shot) return false;
+  if (batch.way == Way::two_shot) return false;
   const std::size_t most = batch.way ? batch.slot_bytes : std::min(batch.one_shot_bytes, batch.slot_bytes);
   return run.count * info(run.wire).size <= most;
 }

@@ -31,14 +31,8 @@ std::vector<Sample> measure(std::span<const Probe> probes, double seconds, TimeP
   return samples;
 }
 
-std::vector<Probe> brief_probes(const Placement& placement, std::size_t one_shot_room) {
+std::vector<Probe> brief_probes(std::size_t one_shot_room) {
   const std::size_t kib = 1 << 10;
-  if (placement.several())
-    return {{Way::one_shot, 8, false},
-            {Way::hierarchical, 64 * kib, false},
-            {Way::one_shot, std::min(16 * kib, one_shot_room), false},
-            {Way::hierarchical, 8 * kib, false},
-            {Way::hierarchical, 1024 * kib, false}};
   return {{Way::one_shot, 8, false},
           {Way::two_shot, 64 * kib, true},
           {Way::one_shot, std::min(32 * kib, one_shot_room), false},

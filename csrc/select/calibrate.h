@@ -21,8 +21,8 @@ using TimeProbe = FunctionRef<Timed(const Probe& probe, int iterations)>;
 // when the time is over: the first probes are the most useful ones.
 std::vector<Sample> measure(std::span<const Probe> probes, double seconds, TimeProbe time);
 
-// What tells most of the leaves or movements, in a few milliseconds where ranks have cores of their own.
-std::vector<Probe> brief_probes(const Placement& placement, std::size_t one_shot_room);
+// What tells most of the leaves, in a few milliseconds where ranks have cores of their own.
+std::vector<Probe> brief_probes(std::size_t one_shot_room);
 // All ways at many sizes.
 std::vector<Probe> thorough_probes(const Placement& placement, std::size_t one_shot_room);
 

@@ -71,26 +71,28 @@ void add_leaf(Terms& terms, Way way, double bytes, bool arena, const Placement& 
   }
 }
 
-// As synchronous calls are: the opening, which carries all of a one-shot call, is a message before the others. The
-// bytes are those through a node's card in one direction, since both work at a time.
+// As synchronous calls are (csrc/queue/opening.h): a message opens the call, and has what the nodes have added up with
+// it, if they send their sums whole and in one turn. The bytes are those through a node's card in one direction, since
+// both work at a time.
 void add_movement(Terms& terms, Way way, double bytes, const Placement& placement) {
+  constexpr double one_turn = 512 << 10, spare_bytes = 16 << 10;  // csrc/queue/reductions.cpp
   const double nodes = placement.nodes, local = placement.local, ranks = placement.ranks();
+  const bool sums_whole = way == Way::hierarchical && (nodes - 1) * (1 - 2 / nodes) * bytes <= spare_bytes;
+  terms[Term::fetch] = bytes;
   if (way == Way::one_shot) {
-    terms[Term::synchronise] = 1;
-    terms[Term::message] = 1;
+    terms[Term::synchronise] = 4;
+    terms[Term::message] = 2;
     terms[Term::wire] = (nodes - 1) * local * bytes;
     terms[Term::handle] = (ranks + 3) * bytes;
     terms[Term::move] = ranks / 2 * bytes;
     return;
   }
-  terms[Term::synchronise] = way == Way::hierarchical ? 4 : 3;  // what is copied in, added up, reduced, copied out
-  const bool sums_whole = way == Way::hierarchical && placement.nodes == 2;
-  terms[Term::message] = sums_whole ? 2 : 3;
+  terms[Term::synchronise] = sums_whole && bytes <= one_turn ? 3 : 6;
+  terms[Term::message] = !sums_whole ? 3 : bytes <= one_turn ? 1 : 2;
   terms[Term::handle] = 6 * bytes;
   terms[Term::move] = 1.5 * bytes;
-  terms[Term::fetch] = bytes;
   // Results to the other nodes, and what they reduce: a node's sum, or what each of its ranks has.
-  terms[Term::wire] = (nodes - 1) / nodes * bytes * (way == Way::hierarchical ? 2 : 1 + local);
+  terms[Term::wire] = (nodes - 1) / nodes * bytes * (way != Way::hierarchical ? 1 + local : sums_whole ? nodes : 2);
 }
 
 // From none, while the memory is near, to all at four times as much; even steps of its logarithm in between.

@@ -10,9 +10,9 @@ Selection::Selection(const Settings& settings, const Placement& placement, const
     : placement_(placement),
       one_shot_room_(ringred::one_shot_room(settings)),
       bulk_(placement.several() ? Way::hierarchical : Way::two_shot),
-      by_hand_(settings.one_shot_given),
+      by_hand_(settings.one_shot_given && !placement.several()),
       tuned_(tuned.has_value()),
-      measures_(!by_hand_ && !tuned_ && settings.algorithm == "auto" && placement.ranks() > 1),
+      measures_(!by_hand_ && !tuned_ && settings.algorithm == "auto" && placement.ranks() > 1 && !placement.several()),
       costs_(tuned.value_or(usual_costs(placement.several()))),
       choice_(Choice::by_hand(settings.one_shot_bytes, bulk_)) {
   choose();
@@ -23,7 +23,7 @@ void Selection::choose() {
   if (!by_hand_) {
     std::vector<Way> candidates;
     for (const Way way : ways())
-      if (tuned_ || (!schedule_of(way) && (way != Way::two_shot || bulk_ == way))) candidates.push_back(way);
+      if (tuned_ || (placement_.several() ? way == bulk_ : !schedule_of(way))) candidates.push_back(way);
     choice_ = Choice::cheapest(candidates, one_shot_room_, placement_, costs_);
   }
   force(forced_);

@@ -22,7 +22,8 @@ class Selection {
   static constexpr double calibration_seconds = 0.025;  // of 0.05; a probe that is under way is ended
 
   // `tuned`: costs from a file. With them every way may be chosen. Otherwise only those that add in the order of the
-  // ranks are: costs measured anew in every run may not change a result's bits from run to run.
+  // ranks are: costs measured anew in every run may not change a result's bits from run to run. Across nodes that is
+  // one way, so nothing is measured there.
   Selection(const Settings& settings, const Placement& placement, const std::optional<Costs>& tuned);
 
   // `simple`: partial results travel as the elements themselves; what is converted is left to the leaves.

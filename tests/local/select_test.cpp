@@ -114,7 +114,7 @@ TEST("a fit finds the costs that made the times, and leaves alone what no time t
 
 TEST("a calibration ends when its time is over, and keeps the first probes") {
   int calls = 0;
-  const std::vector<Probe> probes = brief_probes({1, 4}, 1 << 18);
+  const std::vector<Probe> probes = brief_probes(1 << 18);
   double clock = 0;
   const auto samples = measure(probes, 1.0, [&](const Probe&, int iterations) {
     ++calls;
@@ -147,6 +147,7 @@ TEST("by hand: algorithms, thresholds, and what is not there") {
   settings.algorithm = "hierarchical";
   CHECK(Selection(settings, {1, 4}, std::nullopt).of(8, true) == Way::two_shot);
   CHECK(Selection(settings, {2, 2}, std::nullopt).of(8, true) == Way::hierarchical);
+  CHECK(Selection(plain_settings(), {2, 2}, std::nullopt).of(8, true) == Way::hierarchical);
   settings.algorithm = "one_shot";
   CHECK(Selection(settings, {1, 4}, std::nullopt).of(1 << 18, true) == Way::one_shot);
   CHECK(Selection(settings, {1, 4}, std::nullopt).of((1 << 18) + 1, true) == Way::two_shot);  // no slot is so large
