@@ -11,7 +11,7 @@
 namespace ringred {
 namespace {
 
-constexpr std::array<SettingInfo, 20> table{{
+constexpr std::array<SettingInfo, 21> table{{
     {"RINGRED_TIMEOUT_SECONDS", "1800", true, "How long a rank waits for a peer before it raises; 0 waits for ever."},
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},

@@ -201,7 +201,7 @@ bool Engine::may_drive(const Group& group, bool by_caller) const {
 
 bool Engine::advance(bool by_caller) {
   bool moved = false;
-  if (polls()) poll_network(by_caller);
+  if (!rests()) poll_network(by_caller);
   if (mine_.requests.load(std::memory_order_acquire) != mine_.answers.load(std::memory_order_relaxed)) {
     answer_requests();
     moved = true;
@@ -222,8 +222,10 @@ bool Engine::busy() const {
 }
 
 bool Engine::rests() const {
+  const auto waits = [](const auto& group) { return group->waits_for_relay(); };
   const auto rests = [](const auto& group) { return !group->busy() || group->waits_for_relay(); };
-  return std::all_of(driven_.begin(), driven_.end(), rests) && !polls();
+  return std::any_of(driven_.begin(), driven_.end(), waits) && std::all_of(driven_.begin(), driven_.end(), rests) &&
+         !polls();
 }
 
 bool Engine::polls() const {
