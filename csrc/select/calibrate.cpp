@@ -1,11 +1,19 @@
 #include "csrc/select/calibrate.h"
 
 #include <algorithm>
+#include <cstddef>
 
 namespace ringred {
 namespace {
 
 constexpr int rounds = 6, most_iterations = 64;
+
+// The upper one of two in the middle.
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
 
 }  // namespace
 
@@ -25,9 +33,12 @@ std::vector<Sample> measure(std::span<const Probe> probes, double seconds, TimeP
   for (const Sample& sample : samples)
     iterations.push_back(
         static_cast<int>(std::clamp(share / std::max(sample.seconds, 1e-9), 1.0, 1.0 * most_iterations)));
+  std::vector<std::vector<double>> times(samples.size());
   for (int round = 0; round < rounds; ++round)
     for (std::size_t number = 0; number < samples.size() && elapsed < seconds; ++number)
-      samples[number].seconds = std::min(samples[number].seconds, one(samples[number].probe, iterations[number]));
+      times[number].push_back(one(samples[number].probe, iterations[number]));
+  for (std::size_t number = 0; number < samples.size(); ++number)
+    if (!times[number].empty()) samples[number].seconds = median(times[number]);
   return samples;
 }
 

@@ -17,8 +17,8 @@ struct Timed {
 };
 using TimeProbe = FunctionRef<Timed(const Probe& probe, int iterations)>;
 
-// The best of some rounds, in which each probe has its turn, so that a busy moment of the machine meets all alike. Ends
-// when the time is over: the first probes are the most useful ones.
+// The median of some rounds, in which each probe has its turn, so that a busy moment of the machine meets all alike.
+// Ends when the time is over: the first probes are the most useful ones.
 std::vector<Sample> measure(std::span<const Probe> probes, double seconds, TimeProbe time);
 
 // What tells most of the leaves, in a few milliseconds where ranks have cores of their own.

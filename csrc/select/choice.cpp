@@ -20,7 +20,8 @@ Way cheapest_at(std::size_t bytes, bool arena, std::span<const Way> ways, std::s
   double least = std::numeric_limits<double>::infinity();
   for (const Way way : ways) {
     if (way == Way::one_shot && bytes > one_shot_room) continue;
-    const double seconds = price(way, static_cast<double>(bytes), arena, placement, costs);
+    const double seconds =
+        price(way, static_cast<double>(bytes), arena, placement, costs) * (schedule_of(way) ? doubt : 1);
     if (seconds < least) {
       least = seconds;
       best = way;

@@ -12,9 +12,13 @@
 
 namespace ringred {
 
+// By how much a schedule has to be cheaper than a leaf or movement: what the model is off by.
+inline constexpr double doubt = 1.2;
+
 class Choice {
  public:
-  // The cheapest of `ways` at every size; of equal ones the first. one_shot only up to `one_shot_room` bytes.
+  // The cheapest of `ways` at every size, schedules with a doubt; of equal ones the first. one_shot only up to
+  // `one_shot_room` bytes.
   static Choice cheapest(std::span<const Way> ways, std::size_t one_shot_room, const Placement& placement,
                          const Costs& costs);
   // one_shot up to so many bytes, and `above` beyond.
