@@ -11,7 +11,7 @@
 namespace ringred {
 namespace {
 
-constexpr std::array<SettingInfo, 21> table{{
+constexpr auto table = std::to_array<SettingInfo>({
     {"RINGRED_TIMEOUT_SECONDS", "1800", true, "How long a rank waits for a peer before it raises; 0 waits for ever."},
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
@@ -46,7 +46,7 @@ constexpr std::array<SettingInfo, 21> table{{
     {"RINGRED_FLIGHT_RECORDER", "", false,
      "A directory for a rank's last operations, as JSON, when an exception that nobody caught ends it."},
     {"RINGRED_LOG_LEVEL", "warning", false, "What ringred writes to stderr: debug, info, warning or error."},
-}};
+});
 
 std::string quoted(std::string_view name, const std::string& value) {
   return std::string(name) + "='" + value + "'";
