@@ -122,9 +122,16 @@ class SpanningCommunicator {
     request.tag = tag;
     request.name = "call";
     request.tensors = std::move(tensors);
+    if (kind == CallKind::allreduce) request.location = location_of(request.tensors.front());
     last_ = engine_->submit(group_, std::move(request), std::move(kept), true);
     GilHooks hooks;
     (*engine_)->wait(*last_, hooks);
+  }
+
+  std::size_t location_of(const Tensor& tensor) const {
+    return tensor.input == tensor.output
+               ? (*engine_)->arena_memory()->location(tensor.output, tensor.count() * info(tensor.dtype).size)
+               : 0;
   }
 
   // Of zeros; the best of what the slowest rank needed.

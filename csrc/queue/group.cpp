@@ -291,7 +291,8 @@ bool Group::open_next() {
 void Group::end_opening() {
   const std::unique_ptr<Opening> opening = std::move(opening_);
   const Operation& operation = *mine_in_batch_.front();
-  const Batch batch = batch_of(operation.request.kind, operation.request.op);
+  Batch batch = batch_of(operation.request.kind, operation.request.op);
+  batch.arrays = opening->arrays();
   ++calls_;
   if (!opening->agreed())
     movements_.push_back(std::make_unique<Disagreement>(batch, entry(operation.number), setup_.ranks));

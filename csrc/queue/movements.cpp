@@ -3,6 +3,7 @@
 #include "csrc/queue/direct.h"
 #include "csrc/queue/reductions.h"
 #include "csrc/queue/steps.h"
+#include "csrc/queue/sums_in_place.h"
 #include "csrc/queue/transfers.h"
 
 namespace ringred {
@@ -17,6 +18,8 @@ std::vector<std::unique_ptr<Movement>> movements_of(const Batch& batch) {
           movements.push_back(std::make_unique<AllreduceInPlace>(batch, run));
         else if (!run.measured && OneShotMovement::fits(batch, run))
           movements.push_back(std::make_unique<OneShotMovement>(batch, run));
+        else if (SumsInPlace::fits(batch, run))
+          movements.push_back(std::make_unique<SumsInPlace>(batch, run));
         else
           movements.push_back(std::make_unique<TwoShotMovement>(batch, run));
       }

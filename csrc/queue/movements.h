@@ -28,6 +28,8 @@ struct Batch {
   std::optional<Way> way;  // of an allreduce: one_shot, two_shot, or none: by node, and in one shot where it is short
   const InstructionSet* instruction_set;
   const Nodes* nodes;  // where the members are
+  // Of a call whose arrays all members of this node have in the arena: where they are, by member. Else empty.
+  std::span<std::byte* const> arrays = {};
 };
 
 // The movements of a batch, to be played one after the other; those of allreduce and reducescatter are one for each

@@ -31,7 +31,9 @@ Opening::Opening(const Batch& batch, std::vector<GroupBlock*> blocks, GroupLayou
       root_(root_of(batch)),
       broadcast_bytes_(root_ < 0 || batch.runs.empty() ? 0 : batch.runs.front().count),
       data_(data_of(batch)),
-      nothing_(moves_nothing(batch)) {
+      nothing_(moves_nothing(batch)),
+      location_(batch.mine.front()->request.location),
+      bases_(batch.bases) {
   for (int node = 0; node < nodes_.count(); ++node)
     if (node != nodes_.of(index_)) awaited_.push_back(first_of(node));
   if (data_)
@@ -54,6 +56,7 @@ std::unique_ptr<Movement> Opening::data_of(const Batch& batch) const {
 }
 
 void Opening::copy_in(std::size_t turn, const Slots& slots) {
+  std::memcpy(slots.of[at(index_)] + location_at, &location_, sizeof location_);
   if (data_) data_->copy_in(turn, behind_heads(slots));
 }
 
@@ -75,6 +78,7 @@ void Opening::reduce(std::size_t turn, const Slots& slots) {
 
 void Opening::copy_out(std::size_t turn, const Slots& slots) {
   agreed_ = heads_agree(slots);
+  if (agreed_ && !was_all()) find_arrays(slots);
   if (!agreed_ || !data_) return;
   Slots behind = behind_heads(slots);
   if (root_ >= 0 && root_ != index_) behind.of[at(root_)] = behind.of[at(first_of(nodes_.of(root_)))];
@@ -111,6 +115,16 @@ bool Opening::heads_agree(const Slots& slots) const {
     if (head.agrees == 0 || head.fingerprint != fingerprint_of(index_)) return false;
   }
   return true;
+}
+
+void Opening::find_arrays(const Slots& slots) {
+  arrays_.assign(blocks_.size(), nullptr);
+  for (const int member : nodes_.members(nodes_.of(index_))) {
+    std::size_t location = 0;
+    std::memcpy(&location, slots.of[at(member)] + location_at, sizeof location);
+    if (location == 0) return arrays_.clear();
+    arrays_[at(member)] = bases_[at(member)] + location - 1;
+  }
 }
 
 Slots Opening::behind_heads(const Slots& slots) {

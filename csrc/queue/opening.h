@@ -47,11 +47,15 @@ class Opening : public Movement {
   // After it is done: whether all members call the same. And whether the operation is over with it.
   bool agreed() const { return agreed_; }
   bool was_all() const { return data_ || nothing_; }
+  // Where the arrays of this node's members lie, by member, if all have theirs in the arena; else empty.
+  const std::vector<std::byte*>& arrays() const { return arrays_; }
 
  private:
   struct Head {
-    std::uint64_t agrees, fingerprint;
+    std::uint64_t agrees, fingerprint;  // the first member's of a node
   };
+  // Behind it, of each member for its neighbours: where its array lies in the arena, see Arena::location.
+  static constexpr std::size_t location_at = sizeof(Head);
   static constexpr std::size_t head_bytes = 64;
 
   std::unique_ptr<Movement> data_of(const Batch& batch) const;
@@ -62,6 +66,7 @@ class Opening : public Movement {
   std::uint64_t fingerprint_of(int member) const;
   bool node_agrees() const;
   bool heads_agree(const Slots& slots) const;
+  void find_arrays(const Slots& slots);
   static Slots behind_heads(const Slots& slots);
   static std::size_t at(int member) { return static_cast<std::size_t>(member); }
 
@@ -73,7 +78,10 @@ class Opening : public Movement {
   const std::size_t broadcast_bytes_;
   const std::unique_ptr<Movement> data_;  // what moves in this turn; null: none does
   const bool nothing_;                    // no data moves at all
+  const std::size_t location_;
+  const std::span<std::byte* const> bases_;
   std::vector<int> awaited_;
+  std::vector<std::byte*> arrays_;
   bool agreed_ = false;
 };
 

@@ -67,9 +67,10 @@ struct Request {
   bool norm = false;          // direct: with the sum of squares of the result
   std::shared_ptr<const Update> update;
   std::string name;
-  bool call = false;       // synchronous: it reads like a Call, see describe()
-  std::optional<Way> way;  // of a synchronous allreduce, where it is not the usual one; all members choose alike
-  std::string tag;         // a call's: the caller's own name for it, on which the members agree
+  bool call = false;         // synchronous: it reads like a Call, see describe()
+  std::optional<Way> way;    // of a synchronous allreduce, where it is not the usual one; all members choose alike
+  std::size_t location = 0;  // a call's: where its one array lies in the arena, see Arena::location
+  std::string tag;           // a call's: the caller's own name for it, on which the members agree
   std::vector<Tensor> tensors;
 
   // Throws a usage error where the request makes no sense in a group of `size` ranks.

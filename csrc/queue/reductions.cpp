@@ -114,6 +114,16 @@ void Reducing::add(std::size_t count, void* output) {
   adding_(inputs_.data(), static_cast<int>(inputs_.size()), &output, 1, count, static_cast<std::int64_t>(size_));
 }
 
+void Reducing::add_arrays(std::span<const void* const> arrays, std::size_t count, void* output) {
+  inputs_.assign(arrays.begin(), arrays.end());
+  add(count, output);
+}
+
+void Reducing::reduce_arrays(std::span<const void* const> arrays, std::size_t count, void* output) {
+  inputs_.assign(arrays.begin(), arrays.end());
+  call(count, output);
+}
+
 void Reducing::find_inputs(const Slots& slots, std::span<const int> members, std::size_t offset, const std::byte* own) {
   inputs_.resize(members.size());
   for (std::size_t i = 0; i < members.size(); ++i) {

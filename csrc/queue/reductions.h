@@ -39,6 +39,10 @@ class Reducing {
   void finish_sums(const Slots& slots, std::span<const int> members, std::size_t offset, const Pieces& pieces,
                    std::size_t begin, std::size_t end, std::byte* share);
 
+  // Adds up what a node's members have, or combines what the nodes have.
+  void add_arrays(std::span<const void* const> arrays, std::size_t count, void* output);
+  void reduce_arrays(std::span<const void* const> arrays, std::size_t count, void* output);
+
   // Combines what the givers of this node have into the own slot.
   void add_up(const Slots& slots, std::size_t offset, const Pieces& pieces, std::size_t begin, std::size_t end);
 
@@ -109,7 +113,7 @@ class OneShotMovement : public Movement, Reducing {
 // turn.
 //
 // Where sums are not made by node (Way::two_shot, averages of integers), every owner is sent what all members have.
-class TwoShotMovement : public Movement, Reducing {
+class TwoShotMovement : public Movement, protected Reducing {
  public:
   TwoShotMovement(const Batch& batch, const Run& run);
   std::size_t turns() const override { return turns_; }
@@ -127,19 +131,22 @@ class TwoShotMovement : public Movement, Reducing {
   void copy_out(std::size_t turn, const Slots& slots) override;
   void needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const override;
 
- private:
+ protected:
   struct Part {
     std::size_t offset, begin, end;  // in a slot, in bytes; in the whole, in elements
   };
   Part part_of(std::size_t turn, int row, int column) const;
-  Stretch stretch_of(const Part& part) const { return {part.offset, (part.end - part.begin) * wire_bytes_}; }
   bool owns(int column) const { return nodes_.owns(static_cast<int>(index_), column); }
+
+  const Nodes& nodes_;
+  const int columns_;
+
+ private:
+  Stretch stretch_of(const Part& part) const { return {part.offset, (part.end - part.begin) * wire_bytes_}; }
   bool reads_arrays(int row, int column) const;
   int own_row() const { return sends_sums_ ? 0 : here(); }
   std::byte* result_in(const Slots& slots, int row, int column) const;
 
-  const Nodes& nodes_;
-  const int columns_;
   const bool combines_;
   const bool sends_sums_;  // whole, to all nodes
   const int rows_;         // of parts: one for each node that makes results
