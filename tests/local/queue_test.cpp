@@ -713,3 +713,38 @@ TEST("operations in step agree among all members, disagree alike, and go on") {
     });
   }
 }
+
+// Where all members of a node have theirs in the arena, which others need not do.
+TEST("calls reduce arrays of the arena where they lie") {
+  constexpr std::uint32_t group = RankBlock::callers_group;
+  constexpr std::size_t count = 20011;
+  for (const int size : {2, 3, 4}) {
+    Engines engines(size, small_settings());
+    std::vector<int> ranks(static_cast<std::size_t>(size));
+    std::iota(ranks.begin(), ranks.end(), 0);
+    engines.connect(group, ranks);
+    engines.run([&](Engine& engine) {
+      RandomDelay delay(engine.rank());
+      const auto block = engines.arena(engine.rank()).allocate(2 * count * sizeof(float));
+      auto* room = reinterpret_cast<float*>(block->data());
+      for (std::size_t round = 0; round < 40; ++round) {
+        delay();
+        auto values = values_of(engine.rank(), count, round);
+        const bool elsewhere = round % 4 == 1 && engine.rank() == static_cast<int>(round / 4) % size;
+        Request request = request_of(CallKind::allreduce, "call", {tensor_of(values, DType::f32)});
+        if (!elsewhere) {
+          float* array = room + round % 3 * 7;
+          std::copy(values.begin(), values.end(), array);
+          Tensor& tensor = request.tensors.front();
+          tensor.output = reinterpret_cast<std::byte*>(array);
+          tensor.input = tensor.output;
+          request.location = engines.arena(engine.rank()).location(array, count * sizeof(float));
+          CHECK(request.location > 0);
+        }
+        wait(engine, engine.submit(group, std::move(request), true));
+        if (!elsewhere) std::copy_n(room + round % 3 * 7, count, values.begin());
+        CHECK(values == sum_of(size, count, round));
+      }
+    });
+  }
+}
