@@ -18,6 +18,7 @@ import argparse
 import datetime
 import functools
 import json
+import os
 import platform
 import socket
 import statistics
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--rate", help="limit each host's link, e.g. to 1gbit")
     parser.add_argument("--bytes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--carrier", choices=["mpi", "tcp"], default="mpi", help="ringred's link: RINGRED_LINK")
     parser.add_argument("--python", default=sys.executable, help="the ranks' interpreter: its mpi4py chooses the MPI")
     parser.add_argument("--timeout", type=float, default=JOB_SECONDS)
     parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
@@ -64,10 +66,11 @@ def main() -> int:
             cluster.throttle(args.rate)
         raw = raw_link(cluster)
         words = [args.python, str(HERE / "two_hosts.py"), "rank", str(args.rounds), *map(str, args.bytes)]
-        ended = start(cluster, args.layout, words, mpi, interleaved=args.interleaved).wait(args.timeout)
+        environment = {**os.environ, "RINGRED_LINK": args.carrier}
+        ended = start(cluster, args.layout, words, mpi, environment, interleaved=args.interleaved).wait(args.timeout)
     rows = [json.loads(line) for line in ended.text.splitlines() if line.startswith("{")]
     layout = "+".join(map(str, args.layout)) + (" interleaved" if args.interleaved else "")
-    text = page(layout, args.rate, mpi.flavour, args.rounds, raw, rows)
+    text = page(layout, args.rate, mpi.flavour, args.carrier, args.rounds, raw, rows)
     print(text)
     if ended.status != 0:
         late = f"it was ended after {args.timeout:g} s" if ended.timed_out else f"exit code {ended.status}"
@@ -75,7 +78,14 @@ def main() -> int:
         print(f"two_hosts.py: the job did not come to its end: {late}", *others[-30:], sep="\n", file=sys.stderr)
     if args.output:
         args.output.with_suffix(".md").write_text(text + "\n")
-        data = {"layout": layout, "rate": args.rate, "rounds": args.rounds, "raw": raw, "rows": rows}
+        data = {
+            "layout": layout,
+            "rate": args.rate,
+            "carrier": args.carrier,
+            "rounds": args.rounds,
+            "raw": raw,
+            "rows": rows,
+        }
         args.output.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     return 0 if ended.status == 0 else 1
 
@@ -95,7 +105,9 @@ def raw_link(cluster: Any) -> dict[str, float]:
     return dict(json.loads(ended.text))
 
 
-def page(layout: str, rate: str | None, mpi: str, rounds: int, raw: dict[str, float], rows: list[Any]) -> str:
+def page(
+    layout: str, rate: str | None, mpi: str, carrier: str, rounds: int, raw: dict[str, float], rows: list[Any]
+) -> str:
     """The figures as a page in Markdown."""
     from ringred.cli.bench_table import cores, processor
 
@@ -104,7 +116,8 @@ def page(layout: str, rate: str | None, mpi: str, rounds: int, raw: dict[str, fl
     lines = [
         f"# Allreduce over {len(layout.split('+'))} hosts ({layout}), {date}",
         "",
-        f"Machine: {machine}. Link: {rate or 'not limited'}. MPI: {mpi}. Rounds: {rounds}.",
+        f"Machine: {machine}. Link: {rate or 'not limited'}. MPI: {mpi}. ringred over {carrier.upper()}.",
+        f"Rounds: {rounds}.",
         "",
         f"- TCP alone: {link_text(raw)}",
     ]
