@@ -1,6 +1,7 @@
 #include "csrc/link/sockets.h"
 
 #include <linux/sockios.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -142,7 +143,7 @@ class SocketNetwork : public Network {
   }
 
   // A socket that is closed with something unread tells the peer to drop what has not arrived there: so it is closed
-  // only after what was sent has arrived.
+  // only after what was sent has arrived. Whoever left before takes nothing: what it refused stays counted as unsent.
   void leave(std::int64_t deadline) override {
     for (Connection& connection : connections_)
       if (connection.descriptor >= 0 && connection.state == State::open)
@@ -150,6 +151,8 @@ class SocketNetwork : public Network {
     const auto on_its_way = [&](Connection& connection) {
       if (connection.descriptor < 0 || connection.state != State::open) return false;
       write(connection);
+      pollfd ended{connection.descriptor, 0, 0};
+      if (::poll(&ended, 1, 0) != 0) return false;
       int bytes = 0;
       return !connection.outgoing.empty() || (ioctl(connection.descriptor, SIOCOUTQ, &bytes) == 0 && bytes > 0);
     };

@@ -150,6 +150,15 @@ TEST("a rank that leaves is no loss, and what it sent last arrives even if it ne
   CHECK(!late.pending);  // nobody is there to get it
 }
 
+TEST("whoever leaves after the others does not wait for them") {
+  Pair pair;
+  pair.one->leave(monotonic_now() + 20 * second);
+  pair.sockets.end(1);
+  const std::int64_t start = monotonic_now();
+  pair.zero->leave(start + 20 * second);
+  CHECK(monotonic_now() - start < 5 * second);
+}
+
 TEST("to leave takes no longer than it may where a peer does not read") {
   Pair pair;
   const std::vector<std::byte> large = sample(large_bytes, 0);
