@@ -301,13 +301,6 @@ def test_versions_that_differ() -> None:
     check(run_ranks(2, program))
 
 
-def test_more_than_one_node_without_mpi() -> None:
-    words = "Between nodes ringred needs MPI", "2 nodes (node 0: ranks 0, 2; node 1: ranks 1)", "RINGRED_NODE"
-    program = f"meeting.expect(rr.UsageError, rr.init, *{words!r}, seconds=5)"
-    nodes = ["left", "right", "left"]
-    check(run_ranks(3, program, own={rank: {"RINGRED_NODE": node} for rank, node in enumerate(nodes)}))
-
-
 def test_rank_with_a_bad_setting_stops_all() -> None:
     program = """
         bad = os.environ["MEETING_RANK"] == "1"
