@@ -34,6 +34,9 @@ KILL_SECONDS = 15.0
 SHOWN_LINES = 40
 NODES = {3: (" on two nodes", {"RINGRED_TEST_NODES": "0 0 1"})}
 """By number of ranks, where they are if not on one node: a name, and the variables that put them there."""
+_CALLS = ("algorithms", "asynchronous", "collectives", "objects", "process_sets", "random_operations", "replicas")
+FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused_state", "torch_training")]}
+"""By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     machine = mpi_launcher.this_machine(cores.usable_cores())
     for ranks in args.ranks:
         where, variables = NODES.get(ranks, ("", {}))
-        stage = pytest_stage(f"{ranks} ranks{where}", ["tests/parallel"], args.pytest)
+        stage = pytest_stage(f"{ranks} ranks{where}", FILES.get(ranks, ["tests/parallel"]), args.pytest)
         words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
         environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
         name = f"{stage.name} ({library.flavour})"
