@@ -25,6 +25,11 @@ class Differences {
     return text;
   }
 
+  // Of a call that is refused on all ranks.
+  std::string of_calls() const {
+    return "All ranks must make the same call: " + text("called") + ". Nothing was changed, and the next call works.";
+  }
+
  private:
   std::map<std::string, std::vector<int>> ranks_;  // by description
   std::vector<std::string> order_;

@@ -262,8 +262,7 @@ void Communicator::raise_mismatch(const Call& call) {
 std::string Communicator::mismatch_text() const {
   Differences differences;
   for (int peer = 0; peer < size(); ++peer) differences.add(peer, team_.block(peer).description);
-  return "All ranks must make the same call: " + differences.text("called") +
-         ". Nothing was changed, and the next call works.";
+  return differences.of_calls();
 }
 
 std::string Communicator::sentence_of(const Call& call) const {

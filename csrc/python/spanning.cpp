@@ -134,7 +134,7 @@ class SpanningCommunicator {
                : 0;
   }
 
-  // Of zeros; the best of what the slowest rank needed.
+  // Of zeros; what the slowest rank needed.
   std::vector<Sample> time_probes(const std::vector<Probe>& probes, double seconds) {
     using Clock = std::chrono::steady_clock;
     const auto since = [](Clock::time_point begin) {

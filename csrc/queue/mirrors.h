@@ -78,7 +78,7 @@ class Mirrors {
   void recycle();  // what has been sent
 
  private:
-  // `left`: by all members of the own node.
+  // `left`: the least of all members of the own node, so that one of them speaks for all.
   struct Words {
     std::uint64_t tail, logged, copied, combined, reduced, left, consumed;
     std::uint32_t joined, departed;

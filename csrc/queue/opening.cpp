@@ -87,14 +87,11 @@ void Opening::copy_out(std::size_t turn, const Slots& slots) {
 
 void Opening::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
   if (stage != Stage::combine) return;
-  if (is_first()) stretches.push_back({0, head_bytes + (sends_for_root() ? broadcast_bytes_ : 0)});
+  if (is_first()) append(stretches, {0, head_bytes + (sends_for_root() ? broadcast_bytes_ : 0)});
   if (!data_ || root_ >= 0) return;
-  const std::size_t before = stretches.size();
-  data_->needed(stage, turn, node, stretches);
-  for (std::size_t i = before; i < stretches.size(); ++i) stretches[i].offset += head_bytes;
-  if (before == 0 || before == stretches.size() || stretches[before].offset != head_bytes) return;
-  stretches[before - 1].bytes += stretches[before].bytes;  // what lies behind the head goes with it
-  stretches.erase(stretches.begin() + static_cast<std::ptrdiff_t>(before));
+  std::vector<Stretch> behind;
+  data_->needed(stage, turn, node, behind);
+  for (const Stretch& stretch : behind) append(stretches, {head_bytes + stretch.offset, stretch.bytes});
 }
 
 std::uint64_t Opening::fingerprint_of(int member) const {
@@ -149,8 +146,7 @@ void Disagreement::copy_out(std::size_t, const Slots& slots) {
     const char* description = reinterpret_cast<const char*>(slots.of[member]);
     differences.add(ranks_[member], std::string(cut(description, sizeof mine_.description - 1)));
   }
-  operation_.problem.emplace(ErrorKind::mismatch, "All ranks must make the same call: " + differences.text("called") +
-                                                      ". Nothing was changed, and the next call works.");
+  operation_.problem.emplace(ErrorKind::mismatch, differences.of_calls());
 }
 
 void Disagreement::needed(Stage stage, std::size_t, int, std::vector<Stretch>& stretches) const {

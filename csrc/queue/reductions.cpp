@@ -18,8 +18,7 @@ std::size_t part_room(const Batch& batch, std::size_t parts, DType wire) {
 
 // Where each node makes all results, the first one counts their squares.
 NormKernel norm_of(const Batch& batch, const Run& run) {
-  const bool elsewhere =
-      batch.nodes->of(batch.index) > 0 && may_send_sums(batch.nodes->count(), run.count * info(run.wire).size);
+  const bool elsewhere = batch.nodes->of(batch.index) > 0 && sends_sums(batch, run);
   const bool counts = run.measured && !batch.mine.empty() && !elsewhere;
   return counts ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
 }
@@ -59,6 +58,10 @@ bool divides_first(const Batch& batch, const Run& run) {
 
 bool may_send_sums(int nodes, std::size_t bytes) {
   return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= double{message_bytes};
+}
+
+bool sends_sums(const Batch& batch, const Run& run) {
+  return may_add_by_node(batch, run.wire) && may_send_sums(batch.nodes->count(), run.count * info(run.wire).size);
 }
 
 Reducing::Reducing(const Batch& batch, const Run& run)
@@ -226,16 +229,14 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
       nodes_(*batch.nodes),
       columns_(nodes_.columns()),
       combines_(adds_by_node()),
-      sends_sums_(combines_ && may_send_sums(nodes_.count(), run.count * wire_bytes_)),
+      sends_sums_(sends_sums(batch, run)),
       rows_(sends_sums_ ? 1 : nodes_.count()),
       count_(run.count),
       pieces_(pieces_of(batch, run)) {
   const auto parts = static_cast<std::size_t>(columns_ * rows_);
   const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
   turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, parts, run.wire) * parts), 1);
-  // Two turns or more of what is long: one is on its way while the other is reduced.
-  constexpr std::size_t long_bytes = std::size_t{512} << 10;
-  if (combines_ && count_ * wire_bytes_ > long_bytes) turns_ = std::max<std::size_t>(turns_, 2);
+  if (combines_) turns_ = std::max(turns_, least_turns(count_ * wire_bytes_));
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
   if (!sends_sums_) return;
   part_elements_ = std::max(part_elements_, std::min(message_bytes / wire_bytes_, part_room(batch, parts, run.wire)));
@@ -321,12 +322,7 @@ void TwoShotMovement::needed(Stage stage, std::size_t turn, int node, std::vecto
   for (int column = 0; column < columns_; ++column) {
     if ((results || combines_) && !owns(column)) continue;
     const Stretch stretch = stretch_of(part_of(turn, results || sends_sums_ ? own_row() : node, column));
-    if (stretch.bytes == 0) continue;
-    const bool follows = !stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset;
-    if (follows)
-      stretches.back().bytes += stretch.bytes;
-    else
-      stretches.push_back(stretch);
+    if (stretch.bytes > 0) append(stretches, stretch);
   }
 }
 

@@ -17,6 +17,14 @@ namespace ringred {
 // latter must take less time than the message that is saved.
 bool may_send_sums(int nodes, std::size_t bytes);
 
+// Whether they do in an allreduce: also, sums must be made by node.
+bool sends_sums(const Batch& batch, const Run& run);
+
+// Two turns or more of what is long: across nodes one is on its way while the other is reduced.
+constexpr std::size_t least_turns(std::size_t bytes) {
+  return bytes > (std::size_t{512} << 10) ? 2 : 1;
+}
+
 // What the reductions share: how numbers become what travels, and back.
 class Reducing {
  public:

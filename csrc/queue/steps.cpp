@@ -90,10 +90,7 @@ UpdateAcrossNodes::UpdateAcrossNodes(const Batch& batch, const Run& run)
   const auto rows = static_cast<std::size_t>(rows_), columns = static_cast<std::size_t>(columns_);
   const std::size_t room = (batch.slot_bytes - told_bytes) / (rows * columns) / line * line / element_bytes_;
   const std::size_t part = parts_.elements_of_part();
-  std::size_t slices = divide_up(part, room * rows);
-  // Two turns or more of what is long, as in TwoShotMovement.
-  constexpr std::size_t long_bytes = std::size_t{512} << 10;
-  if (run.count * element_bytes_ > long_bytes) slices = std::max<std::size_t>(slices, 2);
+  const std::size_t slices = std::max(divide_up(part, room * rows), least_turns(run.count * element_bytes_));
   piece_elements_ = round_up(divide_up(part, slices * rows), line / element_bytes_);
   for (std::size_t turn = 0; turn < parts_.turns(); ++turn)
     for (std::size_t begin = 0; begin < part; begin += piece_elements_ * rows)
@@ -192,12 +189,7 @@ void UpdateAcrossNodes::needed(Stage stage, std::size_t turn, int node, std::vec
   for (const int column : owned_) {
     const Piece piece = piece_of(turn, results || sends_sums_ ? own_row() : node, column);
     if (piece.begin == piece.end) continue;
-    const Stretch stretch{piece.offset, (piece.end - piece.begin) * element_bytes_};
-    const bool follows = !stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset;
-    if (follows)
-      stretches.back().bytes += stretch.bytes;
-    else
-      stretches.push_back(stretch);
+    append(stretches, {piece.offset, (piece.end - piece.begin) * element_bytes_});
   }
 }
 

@@ -1,11 +1,12 @@
 #include "csrc/queue/sums_in_place.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace ringred {
 
 bool SumsInPlace::fits(const Batch& batch, const Run& run) {
-  return !batch.arrays.empty() && !run.measured && !batch.way && TwoShotMovement(batch, run).keeps_results();
+  return !batch.arrays.empty() && !run.measured && sends_sums(batch, run);
 }
 
 SumsInPlace::SumsInPlace(const Batch& batch, const Run& run)

@@ -1,7 +1,6 @@
 // The two shots of a call whose arrays lie in the arena on all members of this node, which have mapped them: the owner
 // of a column adds up its node's arrays where they lie (B1), and stores what the nodes have in all into all of them
-// (B2). Nothing is copied in or out. Of an array of S bytes a node of L ranks reads and writes (3 L + 2) S / L less
-// than through slots.
+// (B2). Nothing is copied in or out: of an array of S bytes each member reads S and writes S less than through slots.
 //
 // Other nodes need not know: turns, stages and what travels are those of TwoShotMovement. For nodes that send sums
 // whole.

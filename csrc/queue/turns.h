@@ -20,8 +20,10 @@
 //      the own node, and for B2(t) after B1(t): reductions.h says why.
 //   3. C(t) reads what others write in B(t), or in A(t): it waits for that. Where each node makes its own results, it
 //      waits for the members of the own node.
-// Every member goes through all turns of all movements, also one that has nothing to give or take, so that all count
-// alike. At most two turns are copied in before the first of them is reduced: what is staged stays in the cache.
+// A member that has nothing to do in B1 and B2 of a turn raises their words at once and touches nothing in them: it
+// waits for nobody before C, where it waits for those who had. Every member goes through all turns of all movements,
+// also one that has nothing to give or take, so that all count alike. At most two turns are copied in before the first
+// of them is reduced: what is staged stays in the cache.
 #pragma once
 
 #include <cstddef>
@@ -48,6 +50,14 @@ struct Slots {
 struct Stretch {
   std::size_t offset, bytes;
 };
+
+// Joins it with the last one where it follows on it: one note less.
+inline void append(std::vector<Stretch>& stretches, const Stretch& stretch) {
+  if (!stretches.empty() && stretches.back().offset + stretches.back().bytes == stretch.offset)
+    stretches.back().bytes += stretch.bytes;
+  else
+    stretches.push_back(stretch);
+}
 
 // One way to move data, bound to its buffers on this member.
 class Movement {

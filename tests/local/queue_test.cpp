@@ -393,6 +393,21 @@ TEST("a deadline names the ranks that have not submitted") {
   });
 }
 
+// The first rank of a node speaks for it, and is not the one that is late.
+TEST("a deadline names the rank that has not made a call, also one of another node") {
+  constexpr std::uint32_t group = RankBlock::callers_group;
+  Settings settings = small_settings();
+  settings.timeout_seconds = 2;
+  Engines engines(4, settings);
+  engines.connect(group, {0, 1, 2, 3});
+  engines.run([&](Engine& engine) {
+    const auto call = [&] { wait(engine, engine.submit(group, request_of(CallKind::barrier, "call", {}), true)); };
+    call();
+    if (engine.rank() == 3) return;
+    CHECK_THROWS(call(), "has been waiting for rank 3 for more than RINGRED_TIMEOUT_SECONDS=2 s");
+  });
+}
+
 TEST("a name that goes to two process sets fails in both within a second") {
   if (!on_one_node(2)) return;  // across nodes at the deadline
   Engines engines(2, small_settings());
