@@ -1,4 +1,4 @@
-"""What connects the nodes of a world: MPI where it knows the ranks, TCP otherwise.
+"""What connects the nodes of a world: MPI where it knows the ranks and a faster network than Ethernet, TCP otherwise.
 
 Invariant: which of them it is follows from what all ranks have told all, so it is the same on all.
 """
@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ringred import _core, sockets
 from ringred.bootstrap import Bootstrap, MpiBootstrap, agree, launched_size
@@ -25,6 +26,15 @@ PMI_SOCKET_VARIABLE = "PMI_FD"
 """The descriptor by which MPICH's and Intel MPI's launchers speak with a process. It ends at a program in between that
 closes what it does not know, as torchrun does, and MPI would end the process for that."""
 
+FABRICS = ("infiniband", "cxi", "gni")
+"""Linux's classes of devices that MPI drives past the kernel: InfiniBand, RoCE, EFA and Omni-Path; Slingshot; Aries."""
+
+MOST_CONNECTIONS = 64
+"""Of a rank, where MPI could be had instead: it connects as it sends, TCP here connects all at once."""
+
+TRIAL_SECONDS = 5.0
+"""For TCP to connect where there is MPI to fall back on."""
+
 
 @dataclass
 class Link:
@@ -33,6 +43,7 @@ class Link:
     Attributes:
         network: the core's side of it.
         remark: what there is to say of it, or "".
+        level: of the remark: "info" where all is as it should be.
         sockets: what it holds, open as long as the core uses it. A forked child closes its copies, or it would keep its
             parent alive in the peers' eyes.
         mpi: what it holds of MPI.
@@ -40,6 +51,7 @@ class Link:
 
     network: _core.Network
     remark: str
+    level: str = "warning"
     sockets: list[socket.socket] = field(default_factory=list)
     mpi: MpiBootstrap | None = None
 
@@ -54,19 +66,50 @@ def connect(meeting: Bootstrap, nodes: Topology, environment: Mapping[str, str],
     asked = environment.get("RINGRED_LINK", "auto")
     if asked == "tcp":
         return _over_tcp(meeting, nodes, environment, timeout_seconds, "RINGRED_LINK=tcp says so")
-    if isinstance(meeting, MpiBootstrap):
-        return _through_mpi(meeting, meeting)
-    mpi, why = _meet_in_mpi(meeting, environment, timeout_seconds)
-    if mpi is not None:
-        link = _through_mpi(meeting, mpi)
-        link.remark = f"Between nodes data goes through MPI, which numbers the ranks as they are. {link.remark}".strip()
-        return link
-    if asked == "mpi":
+    mpi, why = (
+        (meeting, "") if isinstance(meeting, MpiBootstrap) else _meet_in_mpi(meeting, environment, timeout_seconds)
+    )
+    if mpi is None and asked == "mpi":
         raise UsageError(
             f"With RINGRED_LINK=mpi MPI must know these ranks, and cannot: {why}. Start them with mpirun or srun, or "
             "leave RINGRED_LINK at auto, for TCP."
         )
-    return _over_tcp(meeting, nodes, environment, timeout_seconds, why)
+    if mpi is None:
+        return _over_tcp(meeting, nodes, environment, timeout_seconds, why)
+    remarks = []
+    if asked == "auto" and _on_ethernet(meeting, nodes):
+        try:
+            return _over_ethernet(meeting, nodes, environment, timeout_seconds)
+        except Exception as error:  # whatever it is: all ranks have one here
+            remarks.append(f"Between nodes data goes through MPI, not over TCP, which was tried first: {error}")
+    elif mpi is not meeting:
+        remarks.append("Between nodes data goes through MPI, which numbers the ranks as they are.")
+    link = _through_mpi(meeting, mpi)
+    link.remark = " ".join(filter(None, [*remarks, link.remark]))
+    return link
+
+
+def _on_ethernet(meeting: Bootstrap, nodes: Topology) -> bool:
+    """Whether TCP is the faster link: no node has a faster network than it, and few ranks are on other nodes."""
+    farthest = max(meeting.size - nodes.nodes.count(node) for node in nodes.nodes)
+    return not any(meeting.allgather(has_fabric())) and farthest <= MOST_CONNECTIONS
+
+
+def _over_ethernet(meeting: Bootstrap, nodes: Topology, environment: Mapping[str, str], timeout_seconds: float) -> Link:
+    """TCP where there is MPI, too."""
+    why = "on Ethernet it is the faster of the two. RINGRED_LINK=mpi has MPI all the same"
+    link = _over_tcp(meeting, nodes, environment, min(timeout_seconds, TRIAL_SECONDS), why)
+    link.level = "info"
+    return link
+
+
+def has_fabric(classes: Path = Path("/sys/class")) -> bool:
+    """Whether this node has a network that MPI drives past the kernel."""
+    for name in FABRICS:
+        with contextlib.suppress(OSError):
+            if any((classes / name).iterdir()):
+                return True
+    return False
 
 
 def _over_tcp(
@@ -75,7 +118,7 @@ def _over_tcp(
     connections, addresses = sockets.connect(meeting, nodes, environment, timeout_seconds)
     network = _core.socket_network([-1 if one is None else one.fileno() for one in connections])
     remark = f"Between nodes data goes over TCP ({_in_words(addresses)}), not through MPI: {why}."
-    return Link(network, remark, [one for one in connections if one is not None])
+    return Link(network, remark, sockets=[one for one in connections if one is not None])
 
 
 def _through_mpi(meeting: Bootstrap, mpi: MpiBootstrap) -> Link:
@@ -89,6 +132,8 @@ def _meet_in_mpi(
 ) -> tuple[MpiBootstrap | None, str]:
     """These ranks in MPI, or None and why they cannot be. MPI is initialised only where launchers' variables show that
     all ranks are its ranks: elsewhere every process would be alone, or wait for ever."""
+    if isinstance(meeting, MpiBootstrap):
+        return meeting, ""
     why = _common_reason(meeting, place_in_mpi(environment))
     if why:
         return None, why

@@ -306,7 +306,7 @@ def _link(
         return None
     link = links.connect(meeting, nodes, {**os.environ, **settings}, timeout_seconds)
     if link.remark and meeting.rank == 0:
-        environment.say(link.remark, "warning", settings)
+        environment.say(link.remark, link.level, settings)
     return link
 
 

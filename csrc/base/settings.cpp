@@ -36,7 +36,7 @@ constexpr auto table = std::to_array<SettingInfo>({
     {"RINGRED_NODE", "", false, "A name for this rank's node, to set ranks of one machine apart by hand."},
     {"RINGRED_BOOTSTRAP", "auto", true,
      "How ranks meet: mpi, store (torchrun), single, or auto (what the launcher says)."},
-    {"RINGRED_LINK", "auto", true, "What connects nodes: mpi, tcp, or auto (MPI where it knows the ranks, else TCP)."},
+    {"RINGRED_LINK", "auto", true, "What connects nodes: mpi, tcp, or auto (TCP on Ethernet, MPI on what is faster)."},
     {"RINGRED_OVERLAP", "auto", false,
      "Whether a DistributedOptimizer sends gradients during the backward pass: on, off, or auto (measured)."},
     {"RINGRED_GRADIENT_POOL", "on", false,

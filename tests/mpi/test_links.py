@@ -125,8 +125,8 @@ def test_strangers_that_knock_are_sent_away() -> None:
     check(run_ranks(2, program, settings=MASTER, own=nodes("ab")))
 
 
-def test_mpi_is_used_where_it_numbers_the_ranks_alike(tmp_path: Path) -> None:
-    """They meet elsewhere, as a script that sets torchrun's variables makes them do: first as MPI does, then not."""
+def test_mpi_is_used_where_it_numbers_the_ranks_alike_and_tcp_cannot_be_had(tmp_path: Path) -> None:
+    """They meet elsewhere, as a script that sets torchrun's variables makes them do."""
     pytest.importorskip("mpi4py", reason="needs mpi4py")
     program = f"""
         import os, sys
@@ -137,7 +137,16 @@ def test_mpi_is_used_where_it_numbers_the_ranks_alike(tmp_path: Path) -> None:
         import numpy as np
         import ringred as rr
         meeting.install()
-        for rank, link in ((number, "auto"), (1 - number, "auto"), (number, "tcp")):
+        from ringred import links, sockets
+        links.has_fabric = lambda: False
+        find, tried = sockets.address_of, False
+        def no_address(environment, other):
+            if number:
+                raise OSError("no address")
+            return find(environment, other)
+        for rank, link in ((number, "mpi"), (number, "auto"), (1 - number, "auto"), (number, "tcp"), (number, "auto")):
+            sockets.address_of = no_address if (rank, link) == (number, "auto") and not tried else find
+            tried |= link == "auto"
             os.environ.update(MEETING_RANK=str(rank), RINGRED_LINK=link)
             rr.init()
             assert rr.rank() == rank and "mpi4py.MPI" in sys.modules
@@ -150,6 +159,7 @@ def test_mpi_is_used_where_it_numbers_the_ranks_alike(tmp_path: Path) -> None:
         (ended,) = job.wait(30)
     assert ended.status == 0, ended.text
     said = [line for line in ended.text.splitlines() if "Between nodes" in line]
-    assert len(said) == 3 and "goes through MPI, which numbers the ranks" in said[0], ended.text
-    assert "not through MPI: rank 0 of 2 is 1 of 2 for MPI" in said[1], ended.text
-    assert "not through MPI: RINGRED_LINK=tcp says so" in said[2], ended.text
+    assert len(said) == 4 and "goes through MPI, which numbers the ranks" in said[0], ended.text
+    assert "through MPI, not over TCP, which was tried first: rank 1 could not find its address" in said[1], ended.text
+    assert "not through MPI: rank 0 of 2 is 1 of 2 for MPI" in said[2], ended.text
+    assert "not through MPI: RINGRED_LINK=tcp says so" in said[3], ended.text

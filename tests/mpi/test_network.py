@@ -31,6 +31,7 @@ from mpi4py import MPI
 
 import numpy as np
 
+os.environ["RINGRED_LINK"] = "mpi"
 os.environ["RINGRED_NODE"] = str(MPI.COMM_WORLD.rank // 2)
 import ringred as rr
 

@@ -24,6 +24,7 @@ def world() -> Iterator[None]:
     if layout := os.environ.get("RINGRED_TEST_NODES", "").split():
         from mpi4py import MPI
 
+        os.environ.setdefault("RINGRED_LINK", "mpi")
         os.environ["RINGRED_NODE"] = layout[min(MPI.COMM_WORLD.Get_rank(), len(layout) - 1)]
     rr.init()
     yield

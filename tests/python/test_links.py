@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import ringred as rr
 from ringred import links, sockets
+from ringred.topology import Topology
 
 NOBODY = "no launcher of MPI's started these ranks"
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"}
@@ -75,6 +77,24 @@ def test_address_of_an_interface_or_towards_the_store_or_another_node() -> None:
     assert sockets.address_of({}, "localhost") in ("127.0.0.1", "::1")
     with pytest.raises(rr.SystemError, match=r"network of GLOO_SOCKET_IFNAME=eth99: .*look at firewalls"):
         sockets.address_of({"GLOO_SOCKET_IFNAME": "eth99", "MASTER_ADDR": "127.0.0.1"}, "localhost")
+
+
+def test_fabric_is_a_device_and_not_a_class_without_one(tmp_path: Path) -> None:
+    assert not links.has_fabric(tmp_path)
+    (tmp_path / "infiniband").mkdir()
+    assert not links.has_fabric(tmp_path)
+    (tmp_path / "infiniband" / "mlx5_0").mkdir()
+    assert links.has_fabric(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layout", "fabrics", "over_tcp"),
+    [([64, 64], [False], True), ([1, 65], [False], False), ([65, 1], [False], False), ([2, 2], [False, True], False)],
+)
+def test_tcp_for_ethernet_and_few_connections(layout: list[int], fabrics: list[bool], over_tcp: bool) -> None:
+    nodes = Topology(tuple(node for node, ranks in enumerate(layout) for _ in range(ranks)))
+    meeting = SimpleNamespace(size=sum(layout), allgather=lambda value: fabrics)
+    assert links._on_ethernet(meeting, nodes) == over_tcp  # type: ignore[arg-type]
 
 
 def test_remark_names_few_addresses() -> None:
