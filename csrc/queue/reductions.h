@@ -20,9 +20,9 @@ bool may_send_sums(int nodes, std::size_t bytes);
 // Whether they do in an allreduce: also, sums must be made by node.
 bool sends_sums(const Batch& batch, const Run& run);
 
-// Two turns or more of what is long: across nodes one is on its way while the other is reduced.
+// Turns of what is long, at least: across nodes one is on its way while another is reduced. Two are slower than three.
 constexpr std::size_t least_turns(std::size_t bytes) {
-  return bytes > (std::size_t{512} << 10) ? 2 : 1;
+  return bytes > (std::size_t{512} << 10) ? 3 : 1;
 }
 
 // What the reductions share: how numbers become what travels, and back.
