@@ -49,31 +49,14 @@ Waiter waiter_of(const Communicator::Setup& setup) {
 // told.
 class Communicator::Entry {
  public:
-  Entry(Communicator& communicator, const Call& call) : communicator_(communicator) {
-    const char* other = nullptr;
-    const char* name = name_of(call.kind).data();
-    if (!communicator.active_.compare_exchange_strong(other, name, std::memory_order_acquire))
-      fail_usage("One thread at a time may be in a synchronous call: this one calls " + std::string(name) +
-                 " while another is in " + other + ". Use a lock, or call from one thread.");
-    try {
-      check_usable(name);
-    } catch (...) {
-      communicator.active_.store(nullptr, std::memory_order_release);
-      throw;
-    }
+  Entry(Communicator& communicator, const Call& call) : inside_(communicator.gate_, name_of(call.kind)) {
+    if (!communicator.broken_.empty())
+      throw Error(ErrorKind::peer_lost,
+                  "The communicator is broken since an earlier call: " + communicator.broken_ + restart_remedy);
   }
-  ~Entry() { communicator_.active_.store(nullptr, std::memory_order_release); }
 
  private:
-  void check_usable(const std::string& name) const {
-    if (const char* why = communicator_.closed_.load(std::memory_order_acquire))
-      fail_usage(name + " cannot be called here: " + why);
-    if (!communicator_.broken_.empty())
-      throw Error(ErrorKind::peer_lost,
-                  "The communicator is broken since an earlier call: " + communicator_.broken_ + restart_remedy);
-  }
-
-  Communicator& communicator_;
+  const Gate::Inside inside_;
 };
 
 // A call that moves much memory gives up the lock that others need (the GIL) for its whole length.
@@ -271,9 +254,7 @@ std::string Communicator::sentence_of(const Call& call) const {
 }
 
 bool Communicator::leave(const std::string& reason) {
-  closed_.store("this communicator ended with shutdown(). Call init(), and bind plans again.",
-                std::memory_order_release);
-  if (active_.load(std::memory_order_acquire) != nullptr) {
+  if (!gate_.close(ended_with_shutdown)) {
     arena_->retire();
     team_.waiter().depart(Departure::broken, "broke off (" + reason + " in the middle of a call)");
     return false;
@@ -283,11 +264,8 @@ bool Communicator::leave(const std::string& reason) {
 }
 
 void Communicator::abandon() {
-  active_.store(nullptr, std::memory_order_release);
-  closed_.store(
-      "this process was forked from the one that called init(). Let only the ranks call it; "
-      "workers of data loaders may ask for rank() and size().",
-      std::memory_order_release);
+  gate_.open_again();
+  gate_.close(forked);
 }
 
 }  // namespace ringred

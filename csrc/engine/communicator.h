@@ -5,7 +5,6 @@
 // number and phase. Any other error breaks the communicator, on all ranks.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,6 +15,7 @@
 #include "csrc/base/settings.h"
 #include "csrc/base/wait.h"
 #include "csrc/engine/call.h"
+#include "csrc/engine/gate.h"
 #include "csrc/engine/scheduled.h"
 #include "csrc/leaf/reduction.h"
 #include "csrc/leaf/team.h"
@@ -104,10 +104,9 @@ class Communicator {
   const MappedSegments segments_;
   const std::unique_ptr<WaitHooks> hooks_;
   Selection selection_;
-  std::optional<Scheduled> scheduled_;        // from the first schedule on
-  std::atomic<const char*> active_{nullptr};  // the call that a thread is in; taken and cleared by that thread
-  std::string broken_;                        // why the communicator is broken; empty: it is not
-  std::atomic<const char*> closed_{nullptr};  // why no call may come any more; null: it may
+  std::optional<Scheduled> scheduled_;  // from the first schedule on
+  Gate gate_;
+  std::string broken_;  // why the communicator is broken; empty: it is not
 };
 
 }  // namespace ringred

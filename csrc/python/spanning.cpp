@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <map>
 #include <memory>
@@ -12,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/engine/gate.h"
 #include "csrc/link/mpi.h"
 #include "csrc/link/sockets.h"
 #include "csrc/python/arrays.h"
@@ -72,17 +72,17 @@ class SpanningCommunicator {
 
   py::dict tune(double seconds) {
     barrier("calibration");
-    const Inside inside(*this, CallKind::allreduce);
+    const Gate::Inside inside(gate_, name_of(CallKind::allreduce));
     return tuned(time_probes(thorough_probes(selection_.placement(), selection_.one_shot_room()), seconds), selection_);
   }
 
-  bool leave(const std::string& reason) {
-    closed_ = "this communicator ended with shutdown(). Call init(), and bind plans again.";
-    static_cast<void>(reason);  // the engine, which leaves first, has told it
-    return active_.load() == nullptr;
-  }
+  // The engine, which leaves first, has told the reason.
+  bool leave(const std::string&) { return gate_.close(ended_with_shutdown); }
 
-  void abandon() { active_.store(nullptr); }
+  void abandon() {
+    gate_.open_again();
+    gate_.close(forked);
+  }
 
  private:
   static std::vector<Tensor> tensor_of(const ArrayView& from, const ArrayView& to) {
@@ -101,7 +101,7 @@ class SpanningCommunicator {
   }
 
   void call(CallKind kind, Op op, int root, const std::string& tag, std::vector<Tensor> tensors, KeptArrays kept) {
-    const Inside inside(*this, kind);
+    const Gate::Inside inside(gate_, name_of(kind));
     if (kind != CallKind::allreduce)
       return perform(std::nullopt, kind, op, root, tag, std::move(tensors), std::move(kept));
     const Way way = selection_.of(tensors.front().count() * info(tensors.front().dtype).size, true);
@@ -168,28 +168,11 @@ class SpanningCommunicator {
     perform(way, CallKind::allreduce, op, -1, "calibration", {tensor}, {});
   }
 
-  // One thread at a time, as in a Communicator.
-  struct Inside {
-    SpanningCommunicator& self;
-    Inside(SpanningCommunicator& communicator, CallKind kind) : self(communicator) {
-      const char* name = name_of(kind).data();
-      const char* other = nullptr;
-      if (!self.active_.compare_exchange_strong(other, name))
-        fail_usage("One thread at a time may be in a synchronous call: this one calls " + std::string(name) +
-                   " while another is in " + other + ". Use a lock, or call from one thread.");
-      if (self.closed_ == nullptr) return;
-      self.active_.store(nullptr);
-      fail_usage(std::string(name) + " cannot be called here: " + self.closed_);
-    }
-    ~Inside() { self.active_.store(nullptr); }
-  };
-
   const std::shared_ptr<PythonEngine> engine_;
   const std::uint32_t group_;
   Selection selection_;
   std::shared_ptr<Operation> last_;
-  std::atomic<const char*> active_{nullptr};
-  const char* closed_ = nullptr;  // guarded by the GIL
+  Gate gate_;
 };
 
 // What a plan is across nodes: the call with its arguments.

@@ -60,10 +60,13 @@ def test_all_collectives_and_process_sets_and_a_second_world() -> None:
 def test_death_on_another_node_is_noticed_at_once_also_with_a_forked_child_left() -> None:
     program = """
         rr.init()
-        rr.barrier()
+        plan = rr.plan_allreduce(np.ones(8))
+        plan()
         meeting.everybody()
         if rr.rank() == 2:
             if os.fork() == 0:
+                meeting.expect(rr.UsageError, plan, "was forked from the one that called init()", seconds=1)
+                print("the child was refused", flush=True)
                 time.sleep(20)
                 os._exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,6 +77,7 @@ def test_death_on_another_node_is_noticed_at_once_also_with_a_forked_child_left(
     with start_ranks(3, program, settings=MASTER, own=nodes("aab")) as job:
         ended = job.wait()
     check(ended, 0, 0, -signal.SIGKILL)
+    assert "the child was refused" in ended[2].text
 
 
 def test_link_that_is_asked_for_and_not_to_be_had_is_an_error() -> None:
