@@ -157,7 +157,9 @@ def install(files: Sequence[str], own_torch: bool) -> None:
     missing = [line for line in lines if not installed(python, package_of(line))] + mpi
     announce([package_of(line) for line in missing])
     constraints = [] if own_torch else ["-c", str(ROOT / "constraints.txt")]
-    pip = [str(python), "-m", "pip", "install", *([] if sys.stdout.isatty() else ["-q"])]
+    # Python compiles what is imported, a tenth of what pip would compile; unless it may not keep the result.
+    compiled = [] if sys.dont_write_bytecode else ["--no-compile"]
+    pip = [str(python), "-m", "pip", "install", *compiled, *([] if sys.stdout.isatty() else ["-q"])]
     subprocess.run([*pip, *constraints, *lines], check=True)
     if mpi:  # into .venv itself, also when PYTHON has one that does not work: mpi4py looks for the MPI beside it
         again = ["--ignore-installed"] if own_torch else []
