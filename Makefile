@@ -92,7 +92,7 @@ lint-clang: environment-dev
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r clang-format --dry-run -Werror
 
 lint-shell: environment-dev
-	shellcheck .ci/run examples/slurm/*.sbatch
+	shellcheck .ci/run .ci/sanitize examples/slurm/*.sbatch
 
 lint-docker: environment-dev
 	hadolint docker/*.Dockerfile
