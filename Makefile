@@ -1,7 +1,7 @@
 # ringred: `make train` and `make test` on a fresh Linux machine with Python 3.10+, make and a C++ compiler.
 #
 # Variables: PYTHON (the interpreter .venv is made from; a torch that it has is used), CXX, PIP_* (read by pip),
-# CMAKE_BUILD_PARALLEL_LEVEL (default: 2 at most).
+# CMAKE_BUILD_PARALLEL_LEVEL (default: 2 at most), TEST_OPTIONS (of tools/test.py).
 
 ifneq ($(shell uname -s),Linux)
 $(error ringred needs Linux (memfd, futex), this is $(shell uname -s); use a container or a virtual machine)
@@ -42,7 +42,7 @@ train: install
 	$(VENV)/bin/ringred run -np 4 examples/digits.py
 
 test: install cpp-tests
-	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))"
+	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))" $(TEST_OPTIONS)
 
 # What takes minutes: schedules of up to 1,024 ranks.
 nightly: install cpp-configure

@@ -1,6 +1,6 @@
 """Run all tests: C++ tests, pytest on one rank, then under mpirun with 2, 3 and 4 ranks. One summary line at the end.
 
-    python tools/test.py [--cpp BUILD_DIRECTORY] [--ranks 2 3 4] [--hosts 2+2 3+1] [-- pytest arguments]
+    python tools/test.py [--cpp BUILD_DIRECTORY] [--only-ranks] [--ranks 2 3 4] [--hosts 2+2 3+1] [-- pytest arguments]
 
 tests/python runs on one rank, tests/parallel on every rank count, tests/mpi and tests/hosts once (their tests start
 jobs of their own). Three ranks are on two nodes, told apart by RINGRED_NODE. With --hosts tests/parallel also runs over
@@ -71,6 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpp", type=Path, metavar="DIRECTORY", help="also run the C++ tests built there")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 3, 4], help="rank counts under mpirun")
+    parser.add_argument("--only-ranks", action="store_true", help="leave out the stages of pytest without mpirun")
     parser.add_argument(
         "--hosts", type=layout_of, nargs="*", default=[], metavar="LAYOUT", help="ranks of each host, such as 2+2"
     )
@@ -100,9 +101,10 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         results = REPORTS / "cpp.xml"
         words = [ctest or "ctest", "--test-dir", str(args.cpp), "--output-on-failure", "--no-tests=error", "-j2"]
         found.append(Stage("C++", [*words, "--timeout", "300", "--output-junit", str(results)], results))
-    found.append(pytest_stage("1 rank", ["tests/python", "tests/parallel"], args.pytest))
-    found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
-    found.append(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest))
+    if not args.only_ranks:
+        found.append(pytest_stage("1 rank", ["tests/python", "tests/parallel"], args.pytest))
+        found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
+        found.append(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest))
     library = mpi_launcher.loaded_library()
     launcher = mpi_launcher.find_launcher(library)
     machine = mpi_launcher.this_machine(cores.usable_cores())
