@@ -89,7 +89,7 @@ lint-mypy: environment-dev
 	mypy --strict ringred
 
 lint-clang: environment-dev
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r clang-format --dry-run -Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -r clang-format --dry-run -Werror
 
 lint-shell: environment-dev
 	shellcheck .ci/run .ci/sanitize examples/slurm/*.sbatch
@@ -103,7 +103,7 @@ lint-yaml: environment-dev
 format: environment-dev
 	ruff check --fix .
 	ruff format .
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r clang-format -i
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -r clang-format -i
 
 clean:
 	rm -rf build reports $(VENV)

@@ -1,0 +1,65 @@
+// Launching a kernel: how many blocks, on which stream, and the error if CUDA refuses. Kernels are launched nowhere
+// else.
+//
+// Invariant: a launch never waits for the device.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "csrc/cuda/check.h"
+
+namespace ringred::cuda {
+
+struct Grid {
+  unsigned blocks, threads;
+  std::size_t shared_bytes = 0;  // dynamic shared memory of a block
+};
+
+template <class... Parameters, class... Arguments>
+void launch(std::string_view name, void (*kernel)(Parameters...), Grid grid, cudaStream_t stream,
+            Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.blocks);
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+        "launch the kernel " + std::string(name));
+}
+
+// All blocks run at the same time, so that they may wait for one another.
+template <class... Parameters, class... Arguments>
+void launch_cooperative(std::string_view name, void (*kernel)(Parameters...), Grid grid, cudaStream_t stream,
+                        Arguments&&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.blocks);
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+        "launch the cooperative kernel " + std::string(name));
+}
+
+// The number of blocks of this kernel that the current device runs at the same time.
+template <class Kernel>
+unsigned resident_blocks(Kernel* kernel, unsigned threads, std::size_t shared_bytes = 0) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  check(cudaGetDevice(&device), "tell which device is current");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "tell the number of multiprocessors");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes),
+        "tell how many blocks of a kernel fit a multiprocessor");
+  return static_cast<unsigned>(blocks) * static_cast<unsigned>(multiprocessors);
+}
+
+}  // namespace ringred::cuda
