@@ -130,7 +130,8 @@ TEST("a warp function whose mask and lanes differ is reported") {
   CHECK_THROWS(launch("absent", +absent, {.blocks = 1, .threads = 32}, nullptr),
                "waits at __shfl_sync with mask 0xffffffff");
   const auto outside = [] { __syncwarp(0xfffffffe); };
-  CHECK_THROWS(launch("outside", +outside, {.blocks = 1, .threads = 32}, nullptr), "without itself in the mask");
+  CHECK_THROWS(launch("outside", +outside, {.blocks = 1, .threads = 32}, nullptr),
+               "A mask must contain the lane itself: thread (0, 0, 0)");
   const auto different = [] { __syncwarp(threadIdx.x < 16 ? everyone : 0xffff0000u); };
   CHECK_THROWS(launch("different", +different, {.blocks = 1, .threads = 32}, nullptr),
                "waits at __syncwarp with mask 0xffffffff");

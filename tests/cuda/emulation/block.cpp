@@ -37,9 +37,12 @@ std::string text_of(uint3 index) {
 }  // namespace
 
 void Launch::fail(const std::string& text) {
-  const std::lock_guard lock(mutex);
-  if (failure.empty()) failure = text;
+  {
+    const std::lock_guard lock(mutex);
+    if (failure.empty()) failure = text;
+  }
   failed = true;
+  release(this);
 }
 
 Block::Block(Launch& launch)
@@ -55,6 +58,8 @@ bool Block::run(uint3 index) {
   ended_ = met_ = 0;
   true_conditions_ = 0;
   for (unsigned k = 0; k < count_; ++k) threads_[k].state = State::fresh;
+  // The threads of a block see what those of the block before have done: its shared memory is theirs now.
+  release(&index_);
   unsigned char* end = cuda::dynamic_shared_memory + launch_.config.dynamicSmemBytes;
   std::fill_n(end, 64, guard);
   while (ended_ < count_ && !launch_.failed) {
@@ -65,7 +70,12 @@ bool Block::run(uint3 index) {
   if (std::any_of(end, end + 64, [](unsigned char byte) { return byte != guard; }))
     launch_.fail("A kernel must stay within its dynamic shared memory: block " + text_of(index_) + " wrote beyond " +
                  std::to_string(launch_.config.dynamicSmemBytes) + " bytes.");
+  if (launch_.failed)
+    for (unsigned k = 0; k < count_; ++k)
+      if (threads_[k].state != State::fresh && threads_[k].state != State::ended) go_on(k);  // to abandon()
   current = nullptr;
+  acquire(&ended_);
+  release(&launch_);
   return !launch_.failed;
 }
 
@@ -103,8 +113,9 @@ void Block::enter() {
   Fiber::arrive();
   Block& block = *current;
   while (true) {
+    acquire(&block.index_);
     block.launch_.body.call(block.launch_.body.arguments);
-    release(&block.launch_);
+    release(&block.ended_);
     ++block.ended_;
     block.paused_only_ = false;
     block.wait(State::ended);
@@ -115,6 +126,7 @@ void Block::wait(State state) {
   Thread& thread = threads_[running_];
   thread.state = state;
   thread.fiber->switch_to(scheduler_);
+  if (launch_.failed) abandon();
 }
 
 void Block::pause() {
@@ -130,9 +142,12 @@ int Block::meet_block(bool condition, Place place) {
   release(this);
   true_conditions_ += condition;
   if (met_ == 0) first_there_ = running_;
-  if (!is_same_call(mine, threads_[first_there_]))
-    fail("Threads of a block must come to the same barrier: " + name_of(running_) + " is at " + waiting_at(mine) +
-         ", and " + name_of(first_there_) + " waits at " + waiting_at(threads_[first_there_]) + ".");
+  if (!is_same_call(mine, threads_[first_there_])) {
+    launch_.fail("Threads of a block must come to the same barrier: " + name_of(running_) + " is at " +
+                 waiting_at(mine) + ", and " + name_of(first_there_) + " waits at " +
+                 waiting_at(threads_[first_there_]) + ".");
+    abandon();
+  }
   if (++met_ == count_) {
     result_ = true_conditions_;
     met_ = 0;
@@ -155,8 +170,10 @@ Lanes Block::meet_warp(const char* function, unsigned mask, std::uint64_t value,
   const unsigned first = running_ / 32 * 32;
   // Lanes that the block does not have are not waited for: a mask may name all 32.
   const unsigned expected = count_ - first < 32 ? mask & ((1u << (count_ - first)) - 1) : mask;
-  if ((mask >> lane() & 1) == 0)
-    fail(name_of(running_) + " calls " + function + " without itself in the mask, " + text_of(place) + ".");
+  if ((mask >> lane() & 1) == 0) {
+    launch_.fail("A mask must contain the lane itself: " + name_of(running_) + " is at " + waiting_at(mine) + ".");
+    abandon();
+  }
   Thread* warp = &threads_[first];
   if (orders) release(warp);
   // A lane that waits elsewhere, or for other lanes, is not there yet.
@@ -212,10 +229,16 @@ std::string Block::name_of(unsigned thread) const {
          " of block " + text_of(index_);
 }
 
-// Leaves the thread where it is, for good.
-void Block::fail(const std::string& text) {
-  launch_.fail(text);
-  while (true) wait(State::ready);
+// Leaves the thread where it is, for good. Objects on its stack are not destroyed: there must be none.
+void Block::abandon() {
+  Thread& thread = threads_[running_];
+  release(&ended_);
+  while (true) thread.fiber->switch_to(scheduler_);
+}
+
+void Block::trap(Place place) {
+  launch_.fail(name_of(running_) + " called __trap, " + text_of(place) + ".");
+  abandon();
 }
 
 int meet_block(bool condition, Place place) {
@@ -238,7 +261,7 @@ std::int64_t now() {
       .count();
 }
 void trap(Place place) {
-  current->fail("__trap, " + text_of(place) + ".");
+  current->trap(place);
 }
 
 }  // namespace ringred::emulation

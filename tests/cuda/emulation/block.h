@@ -38,7 +38,7 @@ class Block {
   int meet_block(bool condition, Place place);
   Lanes meet_warp(const char* function, unsigned mask, std::uint64_t value, bool orders, Place place);
   void pause();
-  [[noreturn]] void fail(const std::string& text);
+  [[noreturn]] void trap(Place place);
   unsigned lane() const { return running_ % 32; }
   std::string name_of(unsigned thread) const;
 
@@ -60,6 +60,7 @@ class Block {
   bool pass();
   void wait(State state);
   static bool is_same_call(const Thread& mine, const Thread& other);
+  [[noreturn]] void abandon();
   void explain_standstill();
   std::string waiting_at(const Thread& thread) const;
 
