@@ -5,7 +5,8 @@ set(RINGRED_CUDA auto CACHE STRING "Build the CUDA part: auto (if a compiler is 
 option(RINGRED_CUDA_FAST "Compile kernels for compute capability 9.0 only" OFF)
 
 set(ringred_cuda_sources
-  ${CMAKE_CURRENT_LIST_DIR}/check.cu)
+  ${CMAKE_CURRENT_LIST_DIR}/check.cu
+  ${CMAKE_CURRENT_LIST_DIR}/fusion.cu)
 
 # Sets `reason` to why the CUDA part cannot be built here; empty if it can.
 function(ringred_find_cuda reason)

@@ -1,6 +1,8 @@
 // How one element is loaded into an accumulator, combined and stored. Compiled once for each instruction set, so
 // everything here sits in an unnamed namespace and calls nothing from the standard library: an inline function that the
 // linker shared between two objects could carry AVX-512 into a baseline program.
+//
+// What is constexpr is used by kernels of csrc/cuda, too: nvcc compiles such functions for the device.
 #pragma once
 
 #include <cstddef>
@@ -50,8 +52,8 @@ template <class StoredType, class AccumulatorType>
 struct Plain {
   using Stored = StoredType;
   using Accumulator = AccumulatorType;
-  static Accumulator load(Stored value) { return static_cast<Accumulator>(value); }
-  static Stored store(Accumulator value) { return static_cast<Stored>(value); }
+  static constexpr Accumulator load(Stored value) { return static_cast<Accumulator>(value); }
+  static constexpr Stored store(Accumulator value) { return static_cast<Stored>(value); }
 };
 
 // Sums that wrap as unsigned numbers do, of signed elements.
@@ -59,8 +61,8 @@ template <class StoredType>
 struct SignedSum {
   using Stored = StoredType;
   using Accumulator = std::uint64_t;
-  static Accumulator load(Stored value) { return static_cast<Accumulator>(static_cast<std::int64_t>(value)); }
-  static Stored store(Accumulator value) { return static_cast<Stored>(static_cast<std::int64_t>(value)); }
+  static constexpr Accumulator load(Stored value) { return static_cast<Accumulator>(static_cast<std::int64_t>(value)); }
+  static constexpr Stored store(Accumulator value) { return static_cast<Stored>(static_cast<std::int64_t>(value)); }
 };
 
 struct Half {
@@ -80,8 +82,8 @@ struct BFloat {
 struct Boolean {
   using Stored = std::uint8_t;
   using Accumulator = std::uint8_t;
-  static Accumulator load(Stored value) { return value != 0; }
-  static Stored store(Accumulator value) { return value; }
+  static constexpr Accumulator load(Stored value) { return value != 0; }
+  static constexpr Stored store(Accumulator value) { return value; }
 };
 
 template <class Real>
@@ -93,24 +95,24 @@ template <class Real>
 struct Complex {
   using Stored = ComplexValue<Real>;
   using Accumulator = ComplexValue<Real>;
-  static Accumulator load(Stored value) { return value; }
-  static Stored store(Accumulator value) { return value; }
+  static constexpr Accumulator load(Stored value) { return value; }
+  static constexpr Stored store(Accumulator value) { return value; }
 };
 
 struct Add {
   template <class T>
-  static T apply(T left, T right) {
+  static constexpr T apply(T left, T right) {
     return static_cast<T>(left + right);
   }
 };
 
 struct Multiply {
   template <class T>
-  static T apply(T left, T right) {
+  static constexpr T apply(T left, T right) {
     return static_cast<T>(left * right);
   }
   template <class Real>
-  static ComplexValue<Real> apply(ComplexValue<Real> left, ComplexValue<Real> right) {
+  static constexpr ComplexValue<Real> apply(ComplexValue<Real> left, ComplexValue<Real> right) {
     // Written as a sum: of a difference beside a sum GCC 12 makes a fused vfmaddsub, although contraction is off, and
     // instruction sets would differ.
     return {left.real * right.real + -left.imaginary * right.imaginary,
@@ -121,29 +123,29 @@ struct Multiply {
 // A nan on either side wins: a minimum or maximum must not hide that a gradient is broken.
 struct Minimum {
   template <class T>
-  static T apply(T left, T right) {
+  static constexpr T apply(T left, T right) {
     return left < right || left != left ? left : right;
   }
 };
 
 struct Maximum {
   template <class T>
-  static T apply(T left, T right) {
+  static constexpr T apply(T left, T right) {
     return left > right || left != left ? left : right;
   }
 };
 
 struct Any {
-  static std::uint8_t apply(std::uint8_t left, std::uint8_t right) { return left | right; }
+  static constexpr std::uint8_t apply(std::uint8_t left, std::uint8_t right) { return left | right; }
 };
 
 struct All {
-  static std::uint8_t apply(std::uint8_t left, std::uint8_t right) { return left & right; }
+  static constexpr std::uint8_t apply(std::uint8_t left, std::uint8_t right) { return left & right; }
 };
 
 struct Keep {
   template <class T>
-  T operator()(T value) const {
+  constexpr T operator()(T value) const {
     return value;
   }
 };
@@ -151,13 +153,13 @@ struct Keep {
 template <class T>
 struct Divide {
   T divisor;
-  T operator()(T value) const { return static_cast<T>(value / divisor); }
+  constexpr T operator()(T value) const { return static_cast<T>(value / divisor); }
 };
 
 // For sums of SignedSum: truncates toward zero.
 struct DivideSigned {
   std::int64_t divisor;
-  std::uint64_t operator()(std::uint64_t value) const {
+  constexpr std::uint64_t operator()(std::uint64_t value) const {
     return static_cast<std::uint64_t>(static_cast<std::int64_t>(value) / divisor);
   }
 };
@@ -165,7 +167,7 @@ struct DivideSigned {
 template <class T>
 struct Scale {
   T factor;
-  T operator()(T value) const { return static_cast<T>(value * factor); }
+  constexpr T operator()(T value) const { return static_cast<T>(value * factor); }
 };
 
 }  // namespace
