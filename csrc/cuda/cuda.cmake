@@ -6,7 +6,9 @@ option(RINGRED_CUDA_FAST "Compile kernels for compute capability 9.0 only" OFF)
 
 set(ringred_cuda_sources
   ${CMAKE_CURRENT_LIST_DIR}/check.cu
-  ${CMAKE_CURRENT_LIST_DIR}/fusion.cu)
+  ${CMAKE_CURRENT_LIST_DIR}/fusion.cu
+  ${CMAKE_CURRENT_LIST_DIR}/reduce.cu
+  ${CMAKE_CURRENT_LIST_DIR}/reduce_integers.cu)
 
 # Sets `reason` to why the CUDA part cannot be built here; empty if it can.
 function(ringred_find_cuda reason)

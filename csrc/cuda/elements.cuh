@@ -31,10 +31,11 @@ struct BFloatElement {
 
 inline constexpr std::size_t access_bytes = 16;  // the widest access of a thread
 
-// Elements that are loaded and stored with accesses of 16 bytes. The address must be a multiple of 16.
+// Elements that are loaded and stored with accesses of 16 bytes, at an address that is a multiple of 16; or one element
+// anywhere.
 template <class T, unsigned count>
-struct alignas(access_bytes) Vector {
-  static_assert(count * sizeof(T) % access_bytes == 0);
+struct alignas(count > 1 ? access_bytes : alignof(T)) Vector {
+  static_assert(count == 1 || count * sizeof(T) % access_bytes == 0);
   T element[count];
 };
 

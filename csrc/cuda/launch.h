@@ -50,16 +50,28 @@ void launch_cooperative(std::string_view name, void (*kernel)(Parameters...), Gr
         "launch the cooperative kernel " + std::string(name));
 }
 
+inline unsigned multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "tell which device is current");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "tell the number of multiprocessors");
+  return static_cast<unsigned>(count);
+}
+
+// A grid for threads that take every gridDim * blockDim-th item: no more blocks than fit the device.
+inline Grid strided_grid(std::size_t items) {
+  constexpr unsigned threads = 256, blocks_of_a_multiprocessor = 8;  // its 2048 threads
+  const std::size_t needed = (items + threads - 1) / threads;
+  const std::size_t most = multiprocessors() * blocks_of_a_multiprocessor;
+  return {static_cast<unsigned>(needed < most ? needed : most), threads};
+}
+
 // The number of blocks of this kernel that the current device runs at the same time.
 template <class Kernel>
 unsigned resident_blocks(Kernel* kernel, unsigned threads, std::size_t shared_bytes = 0) {
-  int device = 0, multiprocessors = 0, blocks = 0;
-  check(cudaGetDevice(&device), "tell which device is current");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "tell the number of multiprocessors");
+  int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes),
         "tell how many blocks of a kernel fit a multiprocessor");
-  return static_cast<unsigned>(blocks) * static_cast<unsigned>(multiprocessors);
+  return static_cast<unsigned>(blocks) * multiprocessors();
 }
 
 }  // namespace ringred::cuda

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "csrc/base/error.h"
+#include "csrc/reduce/check_operator.h"
 #include "csrc/reduce/instruction_sets.h"
 
 namespace ringred {
@@ -34,10 +35,7 @@ const InstructionSet& instruction_set(std::string_view name) {
 }
 
 ReduceKernel reduce_kernel(const InstructionSet& set, DType dtype, Op op) {
-  if (!is_defined(op, dtype))
-    fail_usage("The operator must be defined for the dtype: " + std::string(name_of(op)) + " is not for " +
-               std::string(info(dtype).name) +
-               " (booleans have no average, complex numbers have no order). Use Sum, or convert the array.");
+  check_operator(dtype, op);
   return set.table().reduce[index(dtype)][static_cast<std::size_t>(op)];
 }
 
