@@ -1,3 +1,4 @@
+#include <cstdint>
 #include <string>
 
 #include "csrc/base/error.h"
@@ -36,6 +37,15 @@ void check(cudaError_t answer, std::string_view action) {
   static_cast<void>(cudaGetLastError());
   fail_system("CUDA could not " + std::string(action) + ": " + cudaGetErrorString(answer) + " (error " +
               std::to_string(static_cast<int>(answer)) + ")." + std::string(remedy(answer)));
+}
+
+void check_array(const void* array, DType dtype, std::string_view name, int number) {
+  const auto address = reinterpret_cast<std::uintptr_t>(array);
+  const std::size_t unit = info(dtype).size < 8 ? info(dtype).size : 8;
+  if (address != 0 && address % unit == 0) return;
+  fail_usage("An array must lie in device memory at a multiple of its element's size: " + std::string(name) + " " +
+             std::to_string(number) + " (" + std::string(info(dtype).name) + ") is at " + std::to_string(address) +
+             ". Make the tensor contiguous, or copy it first.");
 }
 
 }  // namespace ringred::cuda

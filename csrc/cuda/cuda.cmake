@@ -8,7 +8,8 @@ set(ringred_cuda_sources
   ${CMAKE_CURRENT_LIST_DIR}/check.cu
   ${CMAKE_CURRENT_LIST_DIR}/fusion.cu
   ${CMAKE_CURRENT_LIST_DIR}/reduce.cu
-  ${CMAKE_CURRENT_LIST_DIR}/reduce_integers.cu)
+  ${CMAKE_CURRENT_LIST_DIR}/reduce_integers.cu
+  ${CMAKE_CURRENT_LIST_DIR}/update.cu)
 
 # Sets `reason` to why the CUDA part cannot be built here; empty if it can.
 function(ringred_find_cuda reason)

@@ -142,17 +142,6 @@ std::string pair_of(DType from, DType to) {
   return std::string(info(from).name) + " to " + std::string(info(to).name);
 }
 
-void check_segment(const Segment& segment, std::size_t number, DType from, DType to) {
-  const auto source = reinterpret_cast<std::uintptr_t>(segment.source);
-  const auto destination = reinterpret_cast<std::uintptr_t>(segment.destination);
-  const std::size_t source_unit = std::min<std::size_t>(info(from).size, 8);
-  const std::size_t destination_unit = std::min<std::size_t>(info(to).size, 8);
-  if (source != 0 && destination != 0 && source % source_unit == 0 && destination % destination_unit == 0) return;
-  fail_usage("Fused tensors must lie in device memory at multiples of their element's size: segment " +
-             std::to_string(number) + " (" + pair_of(from, to) + ") is at " + std::to_string(source) + " and goes to " +
-             std::to_string(destination) + ". Make the tensor contiguous, or copy it first.");
-}
-
 // How many elements a piece has, so that all warps that the device runs at the same time have one.
 std::size_t piece_elements(std::size_t total) {
   const std::size_t warps = resident_blocks(convert_pieces<Copied<std::uint32_t>>, block_threads) * block_warps;
@@ -163,13 +152,15 @@ std::size_t piece_elements(std::size_t total) {
 // Pieces begin at multiples of 512 elements of their segment: all but the last have its alignment.
 std::vector<Piece> cut(std::span<const Segment> segments, DType from, DType to) {
   const std::size_t parts = info(from).size == 16 ? 2 : 1, in = info(from).size / parts, out = info(to).size / parts;
-  std::size_t total = 0, number = 0;
+  std::size_t total = 0;
+  int number = 0;
   for (const Segment& segment : segments) total += segment.count * parts;
   const std::size_t most = piece_elements(total);
   std::vector<Piece> pieces;
   for (const Segment& segment : segments) {
     const std::size_t count = segment.count * parts;
-    if (count > 0) check_segment(segment, number, from, to);
+    if (count > 0) check_array(segment.source, from, "the source of segment", number);
+    if (count > 0) check_array(segment.destination, to, "the destination of segment", number);
     for (std::size_t start = 0; start < count; start += most)
       pieces.push_back({static_cast<const std::byte*>(segment.source) + start * in,
                         static_cast<std::byte*>(segment.destination) + start * out,

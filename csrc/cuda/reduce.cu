@@ -28,15 +28,6 @@ void reduce_boolean(const ReduceCall& call) {
   start<Boolean>(call, Logical{call.op == Op::min || call.op == Op::product}, Keep{});
 }
 
-void check_array(const void* array, DType dtype, const char* kind, int number) {
-  const auto address = reinterpret_cast<std::uintptr_t>(array);
-  const std::size_t unit = info(dtype).size < 8 ? info(dtype).size : 8;
-  if (address != 0 && address % unit == 0) return;
-  fail_usage(
-      "Arrays of a reduction must lie in device memory at multiples of their element's size: " + std::string(kind) +
-      " " + std::to_string(number) + " (" + std::string(info(dtype).name) + ") is at " + std::to_string(address) + ".");
-}
-
 void check_arrays(const ReduceArrays& arrays, DType dtype) {
   if (arrays.input_count < 1 || arrays.input_count > most_arrays || arrays.output_count < 1 ||
       arrays.output_count > most_arrays)

@@ -6,8 +6,8 @@
 
 #include <cstddef>
 
-#include "csrc/cuda/elements.cuh"
 #include "csrc/cuda/reduce.h"
+#include "csrc/cuda/stretch.cuh"
 
 namespace ringred::cuda {
 
@@ -89,24 +89,15 @@ __device__ __forceinline__ void combine_at(const ReduceArrays& arrays, std::size
     vector_at<Stored, wide>(static_cast<Stored*>(arrays.outputs[k]) + start) = result;
 }
 
-// Elements in accesses of 16 bytes, from `head` on; those before and behind one by one. Without a common alignment
-// there are none.
-struct Stretch {
-  std::size_t count, head, vectors;
-};
-template <class Stored>
-inline constexpr unsigned vector_elements = sizeof(Stored) < access_bytes ? access_bytes / sizeof(Stored) : 1;
-
-// The share of thread number `thread` of `threads`.
 template <class Element, class Combine, class Finish>
-__device__ __forceinline__ void combine_stretch(const ReduceArrays& arrays, Stretch stretch, std::size_t thread,
-                                                std::size_t threads, Combine combine, Finish finish) {
-  constexpr unsigned wide = vector_elements<typename Element::Stored>;
-  for (std::size_t v = thread; v < stretch.vectors; v += threads)
-    combine_at<Element, wide>(arrays, stretch.head + v * wide, combine, finish);
-  const std::size_t covered = stretch.vectors * wide;
-  for (std::size_t i = thread; i < stretch.count - covered; i += threads)
-    combine_at<Element, 1>(arrays, i < stretch.head ? i : i + covered, combine, finish);
-}
+struct CombineBody {
+  const ReduceArrays& arrays;
+  Combine combine;
+  Finish finish;
+  template <unsigned wide>
+  __device__ __forceinline__ void at(std::size_t start) const {
+    combine_at<Element, wide>(arrays, start, combine, finish);
+  }
+};
 
 }  // namespace ringred::cuda

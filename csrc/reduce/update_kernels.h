@@ -12,6 +12,7 @@
 #include "csrc/reduce/elements.h"
 #include "csrc/reduce/kernels.h"
 #include "csrc/reduce/update.h"
+#include "csrc/reduce/update_scalars.h"
 
 namespace {
 
@@ -70,69 +71,53 @@ void copy_block(const Real* values, void* output, std::size_t start, std::size_t
 template <class Real>
 class Sgd {
  public:
-  explicit Sgd(const Rates& rates)
-      : decay_(static_cast<Real>(rates.weight_decay)),
-        momentum_(static_cast<Real>(rates.momentum)),
-        share_(static_cast<Real>(1 - rates.dampening)),
-        rate_(static_cast<Real>(-rates.learning_rate)),
-        with_momentum_(rates.momentum != 0),
-        first_(rates.first),
-        nesterov_(rates.nesterov) {}
+  explicit Sgd(const Rates& rates) : scalars_(rates) {}
 
   // Overwrites the gradients, writes the first output.
   void step(const UpdateArrays& arrays, std::size_t start, std::size_t block, Real* gradient) const {
+    const auto [decay, momentum, share, rate, with_momentum, first, nesterov] = scalars_;
     const Real* parameter = block_of<Real>(arrays.parameter, start);
-    if (decay_ != 0)
-      for (std::size_t i = 0; i < block; ++i) gradient[i] += parameter[i] * decay_;
-    if (with_momentum_) {
+    if (decay != 0)
+      for (std::size_t i = 0; i < block; ++i) gradient[i] += parameter[i] * decay;
+    if (with_momentum) {
       Real* buffer = block_of<Real>(arrays.state[0], start);
-      if (first_)
+      if (first)
         for (std::size_t i = 0; i < block; ++i) buffer[i] = gradient[i];
       else
-        for (std::size_t i = 0; i < block; ++i) buffer[i] = buffer[i] * momentum_ + gradient[i] * share_;
-      if (nesterov_)
-        for (std::size_t i = 0; i < block; ++i) gradient[i] += buffer[i] * momentum_;
+        for (std::size_t i = 0; i < block; ++i) buffer[i] = buffer[i] * momentum + gradient[i] * share;
+      if (nesterov)
+        for (std::size_t i = 0; i < block; ++i) gradient[i] += buffer[i] * momentum;
       else
         for (std::size_t i = 0; i < block; ++i) gradient[i] = buffer[i];
     }
     Real* output = block_of<Real>(arrays.outputs[0], start);
 #pragma GCC ivdep
-    for (std::size_t i = 0; i < block; ++i) output[i] = parameter[i] + gradient[i] * rate_;
+    for (std::size_t i = 0; i < block; ++i) output[i] = parameter[i] + gradient[i] * rate;
   }
 
  private:
-  Real decay_, momentum_, share_, rate_;
-  bool with_momentum_, first_, nesterov_;
+  SgdScalars<Real> scalars_;
 };
 
-// Adam adds the decay to the gradient, AdamW scales the parameter (by 1 where there is none, which is exact).
 template <class Real, bool decoupled>
 class Adam {
  public:
-  explicit Adam(const Rates& rates)
-      : decay_(decoupled ? 0 : static_cast<Real>(rates.weight_decay)),
-        keep_(decoupled ? static_cast<Real>(1 - rates.learning_rate * rates.weight_decay) : 1),
-        weight_(static_cast<Real>(1 - rates.beta1)),
-        beta2_(static_cast<Real>(rates.beta2)),
-        share_(static_cast<Real>(1 - rates.beta2)),
-        epsilon_(static_cast<Real>(rates.epsilon)),
-        root_(static_cast<Real>(square_root(1 - __builtin_pow(rates.beta2, rates.step)))),
-        size_(static_cast<Real>(-rates.learning_rate / (1 - __builtin_pow(rates.beta1, rates.step)))),
-        amsgrad_(rates.amsgrad) {}
+  explicit Adam(const Rates& rates) : scalars_(rates, decoupled) {}
 
   // Overwrites the gradients, writes the first output.
   void step(const UpdateArrays& arrays, std::size_t start, std::size_t block, Real* gradient) const {
+    const auto [decay, keep, weight, beta2, share, epsilon, root, size, amsgrad] = scalars_;
     const Real* parameter = block_of<Real>(arrays.parameter, start);
-    if (decay_ != 0)
-      for (std::size_t i = 0; i < block; ++i) gradient[i] += parameter[i] * decay_;
+    if (decay != 0)
+      for (std::size_t i = 0; i < block; ++i) gradient[i] += parameter[i] * decay;
     Real* mean = block_of<Real>(arrays.state[0], start);
-    if (weight_ < Real{0.5})
-      for (std::size_t i = 0; i < block; ++i) mean[i] += weight_ * (gradient[i] - mean[i]);
+    if (weight < Real{0.5})
+      for (std::size_t i = 0; i < block; ++i) mean[i] += weight * (gradient[i] - mean[i]);
     else
-      for (std::size_t i = 0; i < block; ++i) mean[i] = gradient[i] + (weight_ - 1) * (gradient[i] - mean[i]);
+      for (std::size_t i = 0; i < block; ++i) mean[i] = gradient[i] + (weight - 1) * (gradient[i] - mean[i]);
     Real* square = block_of<Real>(arrays.state[1], start);
-    for (std::size_t i = 0; i < block; ++i) square[i] = square[i] * beta2_ + share_ * gradient[i] * gradient[i];
-    if (amsgrad_) {
+    for (std::size_t i = 0; i < block; ++i) square[i] = square[i] * beta2 + share * gradient[i] * gradient[i];
+    if (amsgrad) {
       Real* largest = block_of<Real>(arrays.state[2], start);
 #pragma GCC ivdep
       for (std::size_t i = 0; i < block; ++i) largest[i] = Maximum::apply(largest[i], square[i]);
@@ -141,12 +126,11 @@ class Adam {
     Real* output = block_of<Real>(arrays.outputs[0], start);
 #pragma GCC ivdep
     for (std::size_t i = 0; i < block; ++i)
-      output[i] = parameter[i] * keep_ + size_ * mean[i] / (square_root(square[i]) / root_ + epsilon_);
+      output[i] = parameter[i] * keep + size * mean[i] / (square_root(square[i]) / root + epsilon);
   }
 
  private:
-  Real decay_, keep_, weight_, beta2_, share_, epsilon_, root_, size_;
-  bool amsgrad_;
+  AdamScalars<Real> scalars_;
 };
 
 template <class Real, class Rule>

@@ -117,9 +117,10 @@ TEST("wrong types, factors and addresses are refused") {
   CHECK_THROWS(Fusion({}, DType::i32, DType::i32).launch(0.5, nullptr), "the dtype is int32 and the factor 0.5");
   const DeviceArray<float> array(8);
   const Segment odd{reinterpret_cast<const char*>(array.data()) + 2, array.data() + 4, 1};
-  CHECK_THROWS(Fusion({&odd, 1}, DType::f32, DType::f32), "segment 0 (float32 to float32)");
+  CHECK_THROWS(Fusion({&odd, 1}, DType::f32, DType::f32), "the source of segment 0 (float32) is at");
   const Segment nowhere{array.data(), nullptr, 1};
-  CHECK_THROWS(Fusion({&nowhere, 1}, DType::f32, DType::f16), "goes to 0. Make the tensor contiguous");
+  CHECK_THROWS(Fusion({&nowhere, 1}, DType::f32, DType::f16),
+               "the destination of segment 0 (float16) is at 0. Make the tensor contiguous");
 }
 
 }  // namespace
