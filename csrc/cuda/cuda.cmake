@@ -66,9 +66,11 @@ message(STATUS "ringred: CUDA ${CMAKE_CUDA_COMPILER_VERSION} found (${CMAKE_CUDA
 # arithmetic. Host warnings without -Wpedantic, which objects to the code that nvcc makes.
 add_library(ringred_cuda_options INTERFACE)
 target_include_directories(ringred_cuda_options INTERFACE ${CMAKE_CURRENT_SOURCE_DIR})
+target_include_directories(ringred_cuda_options SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_options(ringred_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;-fmad=false;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wshadow,-Wconversion>"
   "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${RINGRED_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>")
 
-add_library(ringred_cuda STATIC ${ringred_cuda_sources})
+# Built where something links it.
+add_library(ringred_cuda STATIC EXCLUDE_FROM_ALL ${ringred_cuda_sources})
 target_link_libraries(ringred_cuda PUBLIC ringred_cuda_options)

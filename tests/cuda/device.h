@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "csrc/cuda/check.h"

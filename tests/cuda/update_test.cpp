@@ -1,6 +1,7 @@
 // Steps of optimizers on the device: every rule and option gives the bits of the CPU's kernel, at any alignment, and
 // what is not in use is neither read nor written.
 #include "csrc/cuda/update.h"
+
 #include "csrc/reduce/reduce.h"
 #include "tests/cuda/device.h"
 #include "tests/local/update_call.h"

@@ -1,6 +1,7 @@
 // Reductions on the device: every dtype and operator gives the bits of the CPU's kernel, for any number of arrays at
 // any alignment, and writes nothing else.
 #include "csrc/cuda/reduce.h"
+
 #include "csrc/reduce/reduce.h"
 #include "tests/cuda/cpu_kernels.h"
 #include "tests/cuda/device.h"
