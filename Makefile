@@ -24,13 +24,14 @@ GET_PYTHON := apt-get install python3-dev python3-venv (Debian, Ubuntu) or dnf i
 SOURCES := $(shell find csrc ringred -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test nightly bench dev lint format clean environment environment-dev install cpp-tests cpp-configure
+.PHONY: help train test test-gpu nightly bench dev lint format clean environment environment-dev install cpp-tests cpp-configure
 .PHONY: lint-ruff lint-format lint-mypy lint-clang lint-shell lint-docker lint-yaml
 
 help:
 	@echo "make train    train the digits example on four ranks (installs into .venv first)"
 	@echo "make test     all tests: C++, pytest on 1 rank, then under mpirun with 2, 3 and 4"
 	@echo "make nightly  tests that take minutes: schedules of up to 1,024 ranks"
+	@echo "make test-gpu builds the tests of kernels for the GPU (9.0) and runs them; needs nvcc, no network"
 	@echo "make bench    time allreduce on two ranks"
 	@echo "make dev      the developer's environment: the above plus linters and formatters"
 	@echo "make lint     ruff, mypy, clang-format, shellcheck, hadolint, yamllint"
@@ -48,6 +49,14 @@ test: install cpp-tests
 nightly: install cpp-configure
 	@cmake --build "$$($(BUILD))" --target schedule_nightly_test
 	"$$($(BUILD))/tests/schedule_nightly_test"
+
+# Without .venv: what is here of CMake, nvcc and a C++ compiler. Nothing is built where there is no GPU.
+test-gpu:
+	@if [ -e /dev/nvidia0 ] || nvidia-smi -L > /dev/null 2>&1; then \
+	  cmake -S . -B build/gpu -DRINGRED_TESTS=ON -DRINGRED_CUDA=ON -DRINGRED_CUDA_FAST=ON $(CMAKE_FLAGS) \
+	  && cmake --build build/gpu --target gpu_tests -j "$$(nproc)" \
+	  && ctest --test-dir build/gpu -L gpu --no-tests=error --output-on-failure --timeout 120; \
+	else echo "ringred: there is no GPU here (no /dev/nvidia0, and nvidia-smi lists none); nothing was tested."; fi
 
 bench: install
 	$(VENV)/bin/ringred bench allreduce -np 2

@@ -57,7 +57,7 @@ struct AdamStep {
 template <class Real, unsigned wide>
 __device__ __forceinline__ void add_parts(const UpdateSlice& slice, std::size_t start, Vector<Real, wide>& sum) {
   const auto parts = static_cast<unsigned>(slice.gradient_count);
-  constexpr unsigned ahead = 4;
+  constexpr unsigned ahead = 2;  // beside the loads of the parameter and the state
   for (unsigned first = 1; first < parts; first += ahead) {
     Vector<Real, wide> loaded[ahead];
 #pragma unroll
