@@ -2,6 +2,7 @@
 // nan.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -55,12 +56,23 @@ void draw_reals(Bytes& bytes, std::mt19937_64& random) {
   }
 }
 
+// Zeros of both signs, of which a minimum or a sum may give either.
+inline void draw_zeros(Bytes& bytes, std::size_t size, std::mt19937_64& random) {
+  for (std::size_t end = size; end <= bytes.size(); end += size)
+    if (random() % 8 == 0) {
+      std::memset(&bytes[end - size], 0, size);
+      bytes[end - 1] = std::byte{static_cast<unsigned char>(random() % 2 * 0x80)};
+    }
+}
+
 inline Bytes random_elements(std::size_t count, DType dtype, unsigned seed) {
   std::mt19937_64 random(seed);
   Bytes bytes(count * info(dtype).size);
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
   if (dtype == DType::f32 || dtype == DType::c64) draw_reals<float>(bytes, random);
   if (dtype == DType::f64 || dtype == DType::c128) draw_reals<double>(bytes, random);
+  const TypeClass kind = info(dtype).type_class;
+  if (kind == TypeClass::half || kind == TypeClass::real) draw_zeros(bytes, info(dtype).size, random);
   if (dtype == DType::boolean)
     for (std::byte& byte : bytes) byte &= std::byte{1};
   return bytes;

@@ -1,9 +1,12 @@
 // The runtime API: memory, streams, events, launches.
+#include <unistd.h>
+
 #include <algorithm>
-#include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <string_view>
 #include <thread>
 
 #include "tests/cuda/emulation/block.h"
@@ -71,6 +74,13 @@ cudaError_t check_config(const cudaLaunchConfig_t& config, const void* kernel) {
   return is_cooperative(config) && !fits ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
 }
 
+// Emulated code is compiled to trap on misaligned accesses, where no sanitizer reports them.
+void explain_trap(int) {
+  constexpr std::string_view text = "A kernel's access must be at a multiple of its size: one was not.\n";
+  if (write(STDERR_FILENO, text.data(), text.size()) < 0) _exit(3);
+  _exit(2);
+}
+
 void run_blocks(Launch& launch, std::atomic<unsigned>& next) {
   Block block(launch);
   const dim3 grid = launch.config.gridDim;
@@ -82,6 +92,7 @@ void run_blocks(Launch& launch, std::atomic<unsigned>& next) {
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Body body) {
   if (const cudaError_t error = check_config(config, kernel); error != cudaSuccess) return answer(error);
+  [[maybe_unused]] static const auto handler = std::signal(SIGILL, explain_trap);
   Launch launch{.config = config, .body = body, .deadline = now() + kernel_limit, .mutex = {}, .failure = {}};
   std::atomic<unsigned> next{0};
   const unsigned blocks = volume(config.gridDim);
