@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "csrc/reduce/elements.h"
 
@@ -43,9 +44,17 @@ template <class T, unsigned count>
 __device__ __forceinline__ const Vector<T, count>& vector_at(const T* address) {
   return *reinterpret_cast<const Vector<T, count>*>(address);
 }
+// With the function for a store of 16 bytes (written back as every store is): of an assignment nvcc may make four.
 template <class T, unsigned count>
-__device__ __forceinline__ Vector<T, count>& vector_at(T* address) {
-  return *reinterpret_cast<Vector<T, count>*>(address);
+__device__ __forceinline__ void store_at(T* address, const Vector<T, count>& value) {
+  if constexpr (count == 1) {
+    *address = value.element[0];
+  } else {
+    uint4 words[sizeof value / sizeof(uint4)];
+    memcpy(words, &value, sizeof value);
+#pragma unroll
+    for (unsigned k = 0; k < sizeof value / sizeof(uint4); ++k) __stwb(reinterpret_cast<uint4*>(address) + k, words[k]);
+  }
 }
 
 // The number of elements of T before the first one at a multiple of 16 bytes.

@@ -58,7 +58,7 @@ __device__ __forceinline__ unsigned convert_vectors(const In* in, Out* out, unsi
       Vector<Out, wide> result;
 #pragma unroll
       for (unsigned k = 0; k < wide; ++k) result.element[k] = convert(loaded[v].element[k]);
-      vector_at<Out, wide>(out + start + v * stride + lane * wide) = result;
+      store_at(out + start + v * stride + lane * wide, result);
     }
   }
   return start;

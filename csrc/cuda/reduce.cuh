@@ -85,8 +85,7 @@ __device__ __forceinline__ void combine_at(const ReduceArrays& arrays, std::size
   Vector<Stored, wide> result;
 #pragma unroll
   for (unsigned i = 0; i < wide; ++i) result.element[i] = Element::store(finish(sum[i]));
-  for (int k = 0; k < arrays.output_count; ++k)
-    vector_at<Stored, wide>(static_cast<Stored*>(arrays.outputs[k]) + start) = result;
+  for (int k = 0; k < arrays.output_count; ++k) store_at(static_cast<Stored*>(arrays.outputs[k]) + start, result);
 }
 
 template <class Element, class Combine, class Finish>

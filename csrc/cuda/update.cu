@@ -85,7 +85,7 @@ __device__ __forceinline__ void update_at(const UpdateSlice& slice, std::size_t 
   add_parts<Real, wide>(slice, start, held.gradient);
 #pragma unroll
   for (unsigned i = 0; i < wide; ++i) held.gradient.element[i] = average(held.gradient.element[i]);
-  if (slice.average != nullptr) vector_at<Real, wide>(static_cast<Real*>(slice.average) + start) = held.gradient;
+  if (slice.average != nullptr) store_at(static_cast<Real*>(slice.average) + start, held.gradient);
 #pragma unroll
   for (unsigned i = 0; i < wide; ++i) {
     const Real gradient = scale != 1 ? held.gradient.element[i] * scale : held.gradient.element[i];
@@ -94,9 +94,8 @@ __device__ __forceinline__ void update_at(const UpdateSlice& slice, std::size_t 
   }
 #pragma unroll
   for (int k = 0; k < 3; ++k)
-    if (step.writes(k)) vector_at<Real, wide>(static_cast<Real*>(slice.state[k]) + start) = held.state[k];
-  for (int k = 0; k < slice.output_count; ++k)
-    vector_at<Real, wide>(static_cast<Real*>(slice.outputs[k]) + start) = held.parameter;
+    if (step.writes(k)) store_at(static_cast<Real*>(slice.state[k]) + start, held.state[k]);
+  for (int k = 0; k < slice.output_count; ++k) store_at(static_cast<Real*>(slice.outputs[k]) + start, held.parameter);
 }
 
 template <class Real, class Step>

@@ -131,6 +131,9 @@ T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32,
   return ringred::emulation::shuffle("__shfl_down_sync", mask, value, lane + distance, inside, place);
 }
 
+inline void __stwb(uint4* address, uint4 value) {
+  *address = value;
+}
 inline void __nanosleep(unsigned) {
   ringred::emulation::pause();
 }

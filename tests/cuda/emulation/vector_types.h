@@ -11,7 +11,8 @@ struct dim3 {
 struct alignas(8) uint2 {
   unsigned x, y;
 };
-struct alignas(16) uint4 {
+// Kernels move elements of any type as these.
+struct alignas(16) __attribute__((may_alias)) uint4 {
   unsigned x, y, z, w;
 };
 struct alignas(8) float2 {
