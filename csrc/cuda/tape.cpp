@@ -153,6 +153,7 @@ Tape make_tape(const Schedule& schedule, const Rehearsal& rehearsal, int rank, i
     }
     tape.lane_begin.push_back(static_cast<int>(tape.moves.size()));
   }
+  for (const Wait& wait : tape.waits) tape.moves[at(tape.lane_begin[at(wait.lane)] + wait.move)].awaited = true;
   return tape;
 }
 

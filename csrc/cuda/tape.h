@@ -43,6 +43,7 @@ struct Move {
   bool reads_own = false;   // the rank's own chunks go into the result
   bool writes_own = false;  // somebody will read the result in the rank's own buffer
   bool finishes = false;    // the result is complete: an average is divided here
+  bool awaited = false;     // by a move of another lane
   int first_run = 0, end_run = 0;
   int first_wait = 0, end_wait = 0;
 };
