@@ -150,9 +150,10 @@ __device__ __forceinline__ void Voice<T, Carrier>::open_peer(int peer) {
 
 template <class T, class Carrier>
 __device__ __forceinline__ void Voice<T, Carrier>::close() {
+  const auto size = static_cast<unsigned>(call_->shape.size);
   __syncthreads();
   if (threadIdx.x == 0) progress(lane_).calls = number_of_call_;
-  if (threadIdx.x >= static_cast<unsigned>(call_->shape.size)) return;
+  if (threadIdx.x >= size) return;
   const Ends& ends = ends_[threadIdx.x];
   ends.mine->sent = ends.sent;
   ends.mine->taken = ends.taken;
