@@ -8,6 +8,7 @@ set(ringred_cuda_sources
   ${CMAKE_CURRENT_LIST_DIR}/check.cu
   ${CMAKE_CURRENT_LIST_DIR}/device_tape.cu
   ${CMAKE_CURRENT_LIST_DIR}/fusion.cu
+  ${CMAKE_CURRENT_LIST_DIR}/leaf.cu
   ${CMAKE_CURRENT_LIST_DIR}/mail.cpp
   ${CMAKE_CURRENT_LIST_DIR}/player.cu
   ${CMAKE_CURRENT_LIST_DIR}/reduce.cu
