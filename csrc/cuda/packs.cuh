@@ -147,15 +147,21 @@ class Units {
   }
   __device__ __forceinline__ uint4 load(std::size_t unit) const {
     if (unit < whole()) return load_whole(unit);
-    uint4 value{};
-    for (std::size_t i = unit * unit_elements<T>; i < count_; ++i)
-      memcpy(reinterpret_cast<char*>(&value) + (i % unit_elements<T>)*sizeof(T), elements_ + i, sizeof(T));
+    T part[unit_elements<T>] = {};
+#pragma unroll
+    for (unsigned i = 0; i < unit_elements<T>; ++i)
+      if (unit * unit_elements<T> + i < count_) part[i] = elements_[unit * unit_elements<T> + i];
+    uint4 value;
+    memcpy(&value, part, unit_bytes);
     return value;
   }
   __device__ __forceinline__ void store(std::size_t unit, const uint4& value) const {
     if (unit < whole()) return store_whole(unit, value);
-    for (std::size_t i = unit * unit_elements<T>; i < count_; ++i)
-      memcpy(elements_ + i, reinterpret_cast<const char*>(&value) + (i % unit_elements<T>)*sizeof(T), sizeof(T));
+    T part[unit_elements<T>];
+    memcpy(part, &value, unit_bytes);
+#pragma unroll
+    for (unsigned i = 0; i < unit_elements<T>; ++i)
+      if (unit * unit_elements<T> + i < count_) elements_[unit * unit_elements<T> + i] = part[i];
   }
 
  private:

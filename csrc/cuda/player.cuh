@@ -328,11 +328,11 @@ __device__ __forceinline__ bool Voice<T, Carrier>::transfer_units(const Units<T>
         buffer.store(unit + i * stride, value[i]);
   }
 #pragma unroll
-  for (int out = 0; out < most_peers; ++out)
-    if (sides.out[out] != nullptr) {
+  for (int side = 0; side < most_peers; ++side)
+    if (std::byte* const slot = sides.out[side]; slot != nullptr) {
+      const Word number = sides.out_number[side];
 #pragma unroll
-      for (unsigned i = 0; i < batch; ++i)
-        carrier_.store(value[i], sides.out[out], place + i * stride, sides.out_number[out]);
+      for (unsigned i = 0; i < batch; ++i) carrier_.store(value[i], slot, place + i * stride, number);
     }
   return true;
 }

@@ -21,6 +21,7 @@ struct Waiting {
     if (seen >= expected) return true;
     const long long deadline = clock64() + patience;
     do {
+#pragma unroll 1
       for (int turn = 0; turn < turns_between_looks; ++turn) {
         seen = load();
         if (seen >= expected) return true;

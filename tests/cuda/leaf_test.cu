@@ -21,7 +21,7 @@ class Team {
  public:
   static constexpr int blocks = 3;
 
-  explicit Team(int size) : shape_{size, blocks, 512, 128} {
+  explicit Team(int size, std::size_t share_bytes = 512) : shape_{size, blocks, share_bytes, 128} {
     for (int rank = 0; rank < size; ++rank) memory_.emplace_back(std::vector<std::byte>(shape_.bytes()));
     check(cudaHostAlloc(&reports_, sizeof(Report) * most_ranks, cudaHostAllocMapped), "allocate reports");
     std::fill_n(reports_, most_ranks, Report{});
@@ -113,9 +113,9 @@ TEST("sums of integers are exact: every leaf, 2 to 8 ranks, every count") {
 
 TEST("every dtype and operator: the same bits everywhere, and close to the reference") {
   for (Op op : {Op::sum, Op::average, Op::min, Op::max, Op::product}) {
-    reduce_all<float>(3, op);
-    reduce_all<__half>(2, op);
+    reduce_all<__half>(3, op);
     if (check::sanitized) continue;
+    reduce_all<float>(3, op);
     reduce_all<__nv_bfloat16>(4, op);
     reduce_all<double>(2, op);
     reduce_all<std::int32_t>(3, op);
@@ -123,10 +123,20 @@ TEST("every dtype and operator: the same bits everywhere, and close to the refer
   }
 }
 
+TEST("vectors so long that every thread has several units in flight") {
+  Team team(3, 4096);
+  for (Leaf leaf : {Leaf::one_shot, Leaf::two_shot}) {
+    team.reduce_and_check<float>(leaf, 3071, Op::sum, 1);
+    team.reduce_and_check<float>(leaf, 2000, Op::min, 2, 64);
+    team.reduce_and_check<__half>(leaf, 6143, Op::average, 3);
+  }
+  team.reduce_and_check<double>(Leaf::two_shot, 10001, Op::average, 4);
+}
+
 TEST("calls of any leaf, length and number of threads may follow one another") {
   Team team(4);
   std::minstd_rand random(5);
-  for (unsigned call = 0; call < (check::sanitized ? 40 : 200); ++call) {
+  for (unsigned call = 0; call < (check::sanitized ? 20 : 200); ++call) {
     const Leaf leaf = leaves[random() % 3];
     const std::size_t count = random() % (longest(team, leaf, sizeof(float)) + 1);
     team.reduce_and_check<float>(leaf, count, Op::sum, call, random() % 2 == 0 ? 32 : 64);
