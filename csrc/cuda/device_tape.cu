@@ -1,5 +1,6 @@
 #include <cstring>
-#include <utility>
+#include <span>
+#include <vector>
 
 #include "csrc/base/round.h"
 #include "csrc/cuda/check.h"
@@ -32,33 +33,27 @@ class Image {
 }  // namespace
 
 TapeMemory::TapeMemory(const Tape& tape, const Wiring& wiring, int stripes)
-    : progress_bytes_(static_cast<std::size_t>(tape.lanes()) * static_cast<std::size_t>(stripes) * sizeof(Progress)) {
+    : progress_bytes_(static_cast<std::size_t>(tape.lanes()) * static_cast<std::size_t>(stripes) * sizeof(Progress)),
+      memory_(0) {
   Image image;
   image.add(std::vector<std::byte>(progress_bytes_));
   const std::size_t lane_begin = image.add(tape.lane_begin), moves = image.add(tape.moves), runs = image.add(tape.runs),
                     waits = image.add(tape.waits), doors = image.add(doors_of(tape, wiring));
-  check(cudaMalloc(&memory_, image.bytes.size()), "allocate memory for a schedule");
-  check(cudaMemcpy(memory_, image.bytes.data(), image.bytes.size(), cudaMemcpyHostToDevice), "copy a schedule");
+  memory_ = DeviceMemory<std::byte>(std::span<const std::byte>(image.bytes));
+  std::byte* const memory = memory_.data();
   view_ = {tape.chunks,
            tape.lanes(),
            tape.widest,
-           reinterpret_cast<const int*>(memory_ + lane_begin),
-           reinterpret_cast<const Move*>(memory_ + moves),
-           reinterpret_cast<const Run*>(memory_ + runs),
-           reinterpret_cast<const Wait*>(memory_ + waits),
-           reinterpret_cast<const Door*>(memory_ + doors),
-           reinterpret_cast<Progress*>(memory_)};
+           reinterpret_cast<const int*>(memory + lane_begin),
+           reinterpret_cast<const Move*>(memory + moves),
+           reinterpret_cast<const Run*>(memory + runs),
+           reinterpret_cast<const Wait*>(memory + waits),
+           reinterpret_cast<const Door*>(memory + doors),
+           reinterpret_cast<Progress*>(memory)};
 }
-
-TapeMemory::~TapeMemory() {
-  static_cast<void>(cudaFree(memory_));  // fails only where the device has failed before
-}
-
-TapeMemory::TapeMemory(TapeMemory&& other) noexcept
-    : memory_(std::exchange(other.memory_, nullptr)), progress_bytes_(other.progress_bytes_), view_(other.view_) {}
 
 void TapeMemory::forget_progress() {
-  check(cudaMemset(memory_, 0, progress_bytes_), "clear a schedule's progress");
+  check(cudaMemset(memory_.data(), 0, progress_bytes_), "clear a schedule's progress");
 }
 
 }  // namespace ringred::cuda

@@ -4,9 +4,9 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
 
 #include "csrc/cuda/mail.h"
+#include "csrc/cuda/memory.h"
 #include "csrc/cuda/player.h"
 #include "csrc/cuda/tape.h"
 
@@ -15,17 +15,14 @@ namespace ringred::cuda {
 class TapeMemory {
  public:
   TapeMemory(const Tape& tape, const Wiring& wiring, int stripes);
-  ~TapeMemory();
-  TapeMemory(TapeMemory&& other) noexcept;
-  TapeMemory(const TapeMemory&) = delete;
 
   const DeviceTape& view() const { return view_; }
   // For the first call after one that reported.
   void forget_progress();
 
  private:
-  std::byte* memory_ = nullptr;
-  std::size_t progress_bytes_ = 0;
+  std::size_t progress_bytes_;
+  DeviceMemory<std::byte> memory_;
   DeviceTape view_;
 };
 

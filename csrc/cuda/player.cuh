@@ -6,10 +6,8 @@
 //   3. Barrier. Thread 0 announces what was sent, gives back the slots that were read, and counts the move.
 #pragma once
 
-#include "csrc/cuda/carriers.cuh"
-#include "csrc/cuda/packs.cuh"
 #include "csrc/cuda/player.h"
-#include "csrc/cuda/waiting.cuh"
+#include "csrc/cuda/transfer.cuh"
 
 namespace ringred::cuda {
 
@@ -21,16 +19,6 @@ struct Ends {
   std::byte* out_slots;
   Word sent, taken;  // messages
   Word head, tail;   // of the line, as last seen
-};
-
-// What all threads need to know of a move in (2), written by thread 0 in (1). Null: no such side.
-struct Transfer {
-  std::byte* in[most_peers];
-  std::byte* out[most_peers];
-  Word in_number[most_peers], out_number[most_peers];
-  int from[most_peers];
-  bool theirs_left[most_peers];
-  bool reads_own, writes_own, divides;
 };
 
 // All of it is the same for all threads of the block, so it lies in shared memory, which leaves the registers to the
@@ -66,10 +54,6 @@ class Voice {
   __device__ unsigned units_of(const Move& move) const;
   __device__ bool transfer(const Move& move) const;
   __device__ void sweep(std::size_t units) const;
-  template <unsigned batch>
-  __device__ bool transfer_units(const Units<T>& buffer, std::size_t unit, std::size_t place, unsigned stride) const;
-  template <unsigned batch>
-  __device__ void combine(uint4 (&value)[batch], const uint4 (&first)[batch], const uint4 (&second)[batch]) const;
 
   // Written by thread 0 when the block begins.
   const Performance* call_;
@@ -243,9 +227,10 @@ __device__ __forceinline__ void Voice<T, Carrier>::prepare(const Move& move) {
       transfer_.out[i] = ends.out_slots + (ends.sent & mask) * stride;
     }
   }
+  transfer_.op = call_->op;
+  transfer_.divisor = move.finishes && call_->op == Op::average ? call_->shape.size : 1;
   transfer_.reads_own = move.reads_own;
   transfer_.writes_own = move.writes_own;
-  transfer_.divides = move.finishes && call_->op == Op::average;
 }
 
 // (3)
@@ -278,8 +263,9 @@ __device__ __forceinline__ bool Voice<T, Carrier>::transfer(const Move& move) co
     unsigned i = threadIdx.x;
     if constexpr (batch > 1)
       for (; good && i + (batch - 1) * threads < whole; i += batch * threads)
-        good = transfer_units<batch>(buffer, first + i, place + i, threads);
-    for (; good && i < units; i += threads) good = transfer_units<1>(buffer, first + i, place + i, threads);
+        good = transfer_units<T, batch>(transfer_, carrier_, waiting_, buffer, first + i, place + i, threads);
+    for (; good && i < units; i += threads)
+      good = transfer_units<T, 1>(transfer_, carrier_, waiting_, buffer, first + i, place + i, threads);
     place += units;
   }
   if constexpr (!Carrier::announced) sweep(place);
@@ -292,68 +278,6 @@ __device__ __forceinline__ void Voice<T, Carrier>::sweep(std::size_t units) cons
     if (transfer_.out[i] != nullptr && is_sweep(transfer_.out_number[i], call_->shape.slots))
       for (std::size_t place = units + threadIdx.x; place < carrier_.capacity; place += blockDim.x)
         carrier_.store({}, transfer_.out[i], place, transfer_.out_number[i]);
-}
-
-// `batch` units, a stride apart; all loads go out before the first value is used.
-template <class T, class Carrier>
-template <unsigned batch>
-__device__ __forceinline__ bool Voice<T, Carrier>::transfer_units(const Units<T>& buffer, std::size_t unit,
-                                                                  std::size_t place, unsigned stride) const {
-  const Transfer& sides = transfer_;
-  uint4 value[batch], first[batch], second[batch];
-  bool good = true;
-  if (sides.reads_own) {
-#pragma unroll
-    for (unsigned i = 0; i < batch; ++i)
-      value[i] = batch > 1 ? buffer.load_whole(unit + i * stride) : buffer.load(unit + i * stride);
-  }
-  if (sides.in[0] != nullptr) {
-#pragma unroll
-    for (unsigned i = 0; i < batch; ++i)
-      good &= carrier_.load(first[i], sides.in[0], place + i * stride, sides.in_number[0], sides.from[0], waiting_);
-  }
-  if (sides.in[1] != nullptr) {
-#pragma unroll
-    for (unsigned i = 0; i < batch; ++i)
-      good &= carrier_.load(second[i], sides.in[1], place + i * stride, sides.in_number[1], sides.from[1], waiting_);
-  }
-  if (!good) return false;
-  combine<batch>(value, first, second);
-  if (sides.writes_own) {
-#pragma unroll
-    for (unsigned i = 0; i < batch; ++i)
-      if constexpr (batch > 1)
-        buffer.store_whole(unit + i * stride, value[i]);
-      else
-        buffer.store(unit + i * stride, value[i]);
-  }
-#pragma unroll
-  for (int side = 0; side < most_peers; ++side)
-    if (std::byte* const slot = sides.out[side]; slot != nullptr) {
-      const Word number = sides.out_number[side];
-#pragma unroll
-      for (unsigned i = 0; i < batch; ++i) carrier_.store(value[i], slot, place + i * stride, number);
-    }
-  return true;
-}
-
-// The result into `value`, which holds the rank's own where the move reads it. What only passes through keeps its bits.
-template <class T, class Carrier>
-template <unsigned batch>
-__device__ __forceinline__ void Voice<T, Carrier>::combine(uint4 (&value)[batch], const uint4 (&first)[batch],
-                                                           const uint4 (&second)[batch]) const {
-  const Transfer& sides = transfer_;
-  if (sides.in[0] == nullptr) return;
-  if (!sides.reads_own) {
-#pragma unroll
-    for (unsigned i = 0; i < batch; ++i) value[i] = first[i];
-    if (sides.in[1] == nullptr) return;
-  }
-  Packs<T, batch> sums(value);
-  if (sides.reads_own) sums.combine(call_->op, first, sides.theirs_left[0]);
-  if (sides.in[1] != nullptr) sums.combine(call_->op, second, sides.theirs_left[1]);
-  if (sides.divides) sums.divide(call_->shape.size);
-  sums.store(value);
 }
 
 }  // namespace ringred::cuda

@@ -1,11 +1,13 @@
 // The device's leaves on virtual ranks, in one cooperative launch for each call.
+#include "csrc/cuda/leaf.h"
+
 #include <random>
 #include <string>
 #include <vector>
 
-#include "csrc/cuda/leaf.h"
 #include "tests/cuda/device.h"
 #include "tests/cuda/rank_values.h"
+#include "tests/cuda/side_by_side.h"
 
 namespace ringred::cuda {
 namespace {
@@ -70,6 +72,25 @@ class Team {
     for (const DeviceArray<T>& buffer : buffers) results.push_back(buffer.read());
     // Halves are rounded once, whatever the number of ranks.
     check_results<T>(inputs, results, op, Kind<T>::precision < 24 ? 1 : size() - 1);
+  }
+
+  // A launch for each rank; each looks at its result as soon as its own kernel has ended.
+  void reduce_side_by_side(Leaf leaf, std::size_t count, unsigned seed) {
+    const Values<float> inputs = make_values<float>(size(), count, Op::sum, seed);
+    std::vector<DeviceArray<float>> buffers;
+    for (const std::vector<float>& input : inputs) buffers.emplace_back(input);
+    const LeafCall all = call_on(buffers, Op::sum);
+    Values<float> results(inputs.size());
+    side_by_side(
+        size(),
+        [&](int rank, cudaStream_t stream) {
+          LeafCall call = all;
+          call.seats[0] = all.seats[rank];
+          call.seat_count = 1;
+          allreduce(leaf, call, stream);
+        },
+        [&](int rank) { results[static_cast<std::size_t>(rank)] = buffers[static_cast<std::size_t>(rank)].read(); });
+    check_results<float>(inputs, results, Op::sum, size() - 1);
   }
 
   // As after a call that reported.
@@ -143,6 +164,16 @@ TEST("calls of any leaf, length and number of threads may follow one another") {
   }
 }
 
+TEST("ranks that launch for themselves have the whole result when their own kernel has ended") {
+  Team team(3);
+  for (unsigned call = 0; call < 12; ++call)
+    for (Leaf leaf : leaves) {
+      const std::size_t count = longest(team, leaf, sizeof(float)) - call;
+      if (call == 0) team.reduce_and_check<float>(leaf, count, Op::sum, call);
+      team.reduce_side_by_side(leaf, count, call);
+    }
+}
+
 TEST("flags of packets come round after 2^32 calls; a longer call then finds none that were left") {
   Team team(2);
   const std::size_t all = longest(team, Leaf::packets, sizeof(float));
@@ -199,6 +230,7 @@ TEST("a call that cannot be made is refused with a reason") {
   call.threads = 32;
   call.seats[0].buffers[1] = static_cast<char*>(call.seats[0].buffers[1]) + 4;
   CHECK_THROWS(allreduce(Leaf::two_shot, call, nullptr), "aligned to 16 bytes: rank 1's is not");
+  CHECK(most_blocks(Leaf::two_shot, DType::f32, 2, 256) >= 1);
   call.shape.share_bytes = 24;
   CHECK_THROWS(allreduce(Leaf::one_shot, call, nullptr), "whole number of 16 bytes: got 24");
   call.dtype = DType::boolean;

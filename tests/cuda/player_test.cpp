@@ -1,4 +1,6 @@
 // The device's player: every algorithm on virtual ranks, in one cooperative launch for each call.
+#include "csrc/cuda/player.h"
+
 #include <memory>
 #include <random>
 #include <string>
@@ -7,9 +9,9 @@
 #include "csrc/algorithms/algorithms.h"
 #include "csrc/cuda/device_tape.h"
 #include "csrc/cuda/mail.h"
-#include "csrc/cuda/player.h"
 #include "tests/cuda/device.h"
 #include "tests/cuda/rank_values.h"
+#include "tests/cuda/side_by_side.h"
 
 namespace ringred::cuda {
 namespace {
@@ -82,6 +84,27 @@ class Band {
     Values<T> results;
     for (const DeviceArray<T>& buffer : buffers) results.push_back(buffer.read());
     check_results<T>(inputs, results, op, size() - 1);
+  }
+
+  // A launch for each rank; each looks at its result as soon as its own kernel has ended.
+  void play_side_by_side(std::size_t schedule, std::size_t count, const Style& style, unsigned seed) {
+    const Values<float> inputs = make_values<float>(size(), count, Op::sum, seed);
+    std::vector<DeviceArray<float>> buffers;
+    for (const std::vector<float>& input : inputs) buffers.emplace_back(input);
+    const Performance all = performance(schedule, style);
+    Values<float> results(inputs.size());
+    side_by_side(
+        size(),
+        [&](int rank, cudaStream_t stream) {
+          Performance call = all;
+          call.seats[0] = all.seats[rank];
+          call.seats[0].data = buffers[static_cast<std::size_t>(rank)].data();
+          call.seat_count = 1;
+          call.count = count;
+          play(call, stream);
+        },
+        [&](int rank) { results[static_cast<std::size_t>(rank)] = buffers[static_cast<std::size_t>(rank)].read(); });
+    check_results<float>(inputs, results, Op::sum, size() - 1);
   }
 
   // As after a call that reported.
@@ -176,6 +199,16 @@ TEST("calls of any schedule, length, carrier and number of stripes may follow on
   }
 }
 
+TEST("ranks that launch for themselves have the whole result when their own kernel has ended") {
+  Band band(all_algorithms(3), 2, 128);
+  for (Carrier carrier : {Carrier::vectors, Carrier::packets})
+    for (std::size_t schedule = 0; schedule < band.schedules(); ++schedule) {
+      const Style style{carrier, 2, 32};
+      band.play_and_check<float>(schedule, 300, Op::sum, style, 1);
+      for (unsigned call = 0; call < 3; ++call) band.play_side_by_side(schedule, 300 + call, style, call);
+    }
+}
+
 TEST("a peer that never comes: every rank ends, and the reports lead to it") {
   Band band(all_algorithms(3), 2, 128);
   for (Carrier carrier : {Carrier::vectors, Carrier::packets}) {
@@ -223,6 +256,8 @@ TEST("a call that cannot be played is refused with a reason") {
   call.threads = 32;
   call.shape.slots = 3;
   CHECK_THROWS(play(call, nullptr), "2, 4, 8, ... slots");
+  CHECK(most_stripes(DType::f32, 1, 1, 256) >= 2 * most_stripes(DType::f32, 2, 1, 256));
+  CHECK(most_stripes(DType::f32, 2, 1, 256) >= 1);
   CHECK_THROWS(Wiring({record(Algorithm::ring, 2, 1), record(Algorithm::ring, 3, 1)}), "got 2 and 3");
 }
 
