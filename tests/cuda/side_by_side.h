@@ -1,7 +1,7 @@
 // Ranks that launch for themselves, as the processes of a job do: a thread and a stream for each.
 //
-// Invariant: on a device, all kernels of such a test fit it at the same time and have been launched once before, since a
-// kernel that is still to be loaded may wait for one that spins.
+// Invariant: on a device, all kernels of such a test fit it at the same time and have been launched once before, since
+// a kernel that is still to be loaded may wait for one that spins.
 #pragma once
 
 #include <cuda_runtime.h>
