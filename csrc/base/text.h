@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdio>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +23,13 @@ inline void store_text(char* place, std::size_t size, std::string_view text) {
 template <std::size_t size>
 void store_text(char (&place)[size], std::string_view text) {
   store_text(place, size, text);
+}
+
+// "0.5", "1800"
+inline std::string in_seconds(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", seconds);
+  return text;
 }
 
 // "rank 2", "ranks 0, 1, 3": all of them, since errors name everyone.

@@ -3,7 +3,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cstdio>
 
 #include "csrc/base/futex.h"
 #include "csrc/base/lifeline.h"
@@ -26,12 +25,6 @@ constexpr std::uint32_t all_bits = ~std::uint32_t{0};
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::string in_seconds(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", seconds);
-  return text;
 }
 
 }  // namespace
