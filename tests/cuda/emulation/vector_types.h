@@ -12,7 +12,7 @@ struct alignas(8) uint2 {
   unsigned x, y;
 };
 // Kernels move elements of any type as these.
-struct alignas(16) __attribute__((may_alias)) uint4 {
+struct alignas(16) [[gnu::may_alias]] uint4 {
   unsigned x, y, z, w;
 };
 struct alignas(8) float2 {
