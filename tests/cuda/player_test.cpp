@@ -205,7 +205,8 @@ TEST("ranks that launch for themselves have the whole result when their own kern
     for (std::size_t schedule = 0; schedule < band.schedules(); ++schedule) {
       const Style style{carrier, 2, 32};
       band.play_and_check<float>(schedule, 300, Op::sum, style, 1);
-      for (unsigned call = 0; call < 3; ++call) band.play_side_by_side(schedule, 300 + call, style, call);
+      for (unsigned call = 0; call < (check::sanitized ? 1 : 3); ++call)
+        band.play_side_by_side(schedule, 300 + call, style, call);
     }
 }
 
