@@ -2,10 +2,10 @@
 
     python tools/test.py [--cpp BUILD_DIRECTORY] [--only-ranks] [--ranks 2 3 4] [--hosts 2+2 3+1] [-- pytest arguments]
 
-tests/python runs on one rank, tests/parallel on every rank count, tests/mpi and tests/hosts once (their tests start
-jobs of their own). Three ranks are on two nodes, told apart by RINGRED_NODE. With --hosts tests/parallel also runs over
-several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py); where they cannot be made,
-that counts as a skipped test, with the reason.
+tests/python runs on one rank, tests/parallel on every rank count (some files of it on four), tests/mpi and tests/hosts
+once (their tests start jobs of their own). Three ranks are on two nodes, told apart by RINGRED_NODE. With --hosts
+tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
+where they cannot be made, that counts as a skipped test, with the reason.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 

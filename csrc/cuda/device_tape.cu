@@ -39,7 +39,7 @@ TapeMemory::TapeMemory(const Tape& tape, const Wiring& wiring, int stripes)
   image.add(std::vector<std::byte>(progress_bytes_));
   const std::size_t lane_begin = image.add(tape.lane_begin), moves = image.add(tape.moves), runs = image.add(tape.runs),
                     waits = image.add(tape.waits), doors = image.add(doors_of(tape, wiring));
-  memory_ = DeviceMemory<std::byte>(std::span<const std::byte>(image.bytes));
+  memory_ = DeviceTable<std::byte>(std::span<const std::byte>(image.bytes));
   std::byte* const memory = memory_.data();
   view_ = {tape.chunks,
            tape.lanes(),

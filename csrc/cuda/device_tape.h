@@ -5,8 +5,8 @@
 
 #include <cstddef>
 
+#include "csrc/cuda/device_table.h"
 #include "csrc/cuda/mail.h"
-#include "csrc/cuda/memory.h"
 #include "csrc/cuda/player.h"
 #include "csrc/cuda/tape.h"
 
@@ -22,7 +22,7 @@ class TapeMemory {
 
  private:
   std::size_t progress_bytes_;
-  DeviceMemory<std::byte> memory_;
+  DeviceTable<std::byte> memory_;
   DeviceTape view_;
 };
 

@@ -184,7 +184,7 @@ Fusion::Fusion(std::span<const Segment> segments, DType from, DType to)
   if (pieces.size() > std::numeric_limits<unsigned>::max())
     fail_usage("A fusion has at most 2^32 pieces of 4096 elements: it has " + std::to_string(pieces.size()) +
                ". Make several of them.");
-  pieces_ = DeviceMemory<Piece>(std::span<const Piece>(pieces));
+  pieces_ = DeviceTable<Piece>(std::span<const Piece>(pieces));
 }
 
 void Fusion::launch(double factor, cudaStream_t stream) const {

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "csrc/base/types.h"
-#include "csrc/cuda/memory.h"
+#include "csrc/cuda/device_table.h"
 
 namespace ringred::cuda {
 
@@ -50,7 +50,7 @@ class Fusion {
  private:
   DType from_;
   PiecesKernel scale_, copy_;  // null where the pair has none
-  DeviceMemory<Piece> pieces_;
+  DeviceTable<Piece> pieces_;
 };
 
 // A tensor and its place in a buffer, in elements.

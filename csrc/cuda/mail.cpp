@@ -41,7 +41,7 @@ void check_shape(const MailShape& shape) {
         "a FIFO of the device has 2, 4, 8, ... slots, since a move may hold one while it waits for another: got " +
         std::to_string(shape.slots));
   for (std::size_t bytes : {shape.slot_bytes, shape.packet_slot_bytes})
-    if (bytes == 0 || bytes % 16 != 0)
+    if (bytes == 0 || bytes % unit_bytes != 0)
       fail_usage("slots must be a whole number of 16 bytes: got " + std::to_string(bytes));
 }
 

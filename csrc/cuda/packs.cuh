@@ -14,10 +14,10 @@
 #include <cstring>
 
 #include "csrc/base/types.h"
+#include "csrc/cuda/tape.h"
+#include "csrc/reduce/elements.h"
 
 namespace ringred::cuda {
-
-inline constexpr std::size_t unit_bytes = 16;
 
 template <class T>
 inline constexpr std::size_t unit_elements = unit_bytes / sizeof(T);
@@ -80,9 +80,9 @@ class Packs {
     if (op == Op::sum || op == Op::average)
       each(theirs, theirs_left, [](Accumulator a, Accumulator b) { return added(a, b); });
     else if (op == Op::min)
-      each(theirs, theirs_left, [](Accumulator a, Accumulator b) { return a < b || a != a ? a : b; });
+      each(theirs, theirs_left, [](Accumulator a, Accumulator b) { return Minimum::apply(a, b); });
     else if (op == Op::max)
-      each(theirs, theirs_left, [](Accumulator a, Accumulator b) { return a > b || a != a ? a : b; });
+      each(theirs, theirs_left, [](Accumulator a, Accumulator b) { return Maximum::apply(a, b); });
     else
       each(theirs, theirs_left, [](Accumulator a, Accumulator b) { return multiplied(a, b); });
   }

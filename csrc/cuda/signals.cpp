@@ -3,7 +3,7 @@
 namespace ringred::cuda {
 namespace {
 
-bool writes_values(const Gpu& gpu, Stream stream, Word trial) {
+bool writes_values(const Gpu& gpu, Stream stream, HostWord trial) {
   const CurrentContext current(gpu);
   const Driver& driver = *gpu.driver;
   const Result result = driver->stream_write_value(stream, trial.device, 0, write_value_default);
@@ -13,7 +13,7 @@ bool writes_values(const Gpu& gpu, Stream stream, Word trial) {
 
 }  // namespace
 
-Signals::Signals(const Gpu& gpu, Stream stream, Word trial)
+Signals::Signals(const Gpu& gpu, Stream stream, HostWord trial)
     : driver_(*gpu.driver), on_device_(writes_values(gpu, stream, trial)) {}
 
 void Signals::run(void* store) {
@@ -24,7 +24,7 @@ void Signals::run(void* store) {
   word.store(count, std::memory_order_seq_cst);
 }
 
-void Signals::post(Stream stream, Word word, std::uint32_t count, HostWaiting wait_on_host) {
+void Signals::post(Stream stream, HostWord word, std::uint32_t count, HostWaiting wait_on_host) {
   if (on_device_) {
     driver_.check(driver_->stream_write_value(stream, word.device, count, write_value_default),
                   "write a value on a stream");
@@ -41,7 +41,7 @@ void Signals::post(Stream stream, Word word, std::uint32_t count, HostWaiting wa
   driver_.fail(result, "enqueue a host function");
 }
 
-void Signals::await(Stream stream, Word word, std::uint32_t count, HostWaiting wait_on_host) {
+void Signals::await(Stream stream, HostWord word, std::uint32_t count, HostWaiting wait_on_host) {
   if (on_device_)
     driver_.check(driver_->stream_wait_value(stream, word.device, count, wait_value_geq),
                   "make a stream wait for a value");

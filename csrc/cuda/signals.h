@@ -19,7 +19,8 @@
 
 namespace ringred::cuda {
 
-struct Word {
+// As the host and the device address it.
+struct HostWord {
   std::atomic<std::uint32_t>* host;
   DevicePointer device;
 };
@@ -31,15 +32,15 @@ inline bool has_come(std::uint32_t count, std::uint32_t wanted) {
 class Signals {
  public:
   // Finds out what the driver can by writing 0 to `trial`, a word that nobody reads, on a stream.
-  Signals(const Gpu& gpu, Stream stream, Word trial);
+  Signals(const Gpu& gpu, Stream stream, HostWord trial);
 
   bool on_device() const { return on_device_; }
 
   // Neither waits, but for await() where on_device() is not true: then `wait_on_host` has to wait until a condition
   // holds, or throw. The context is the current one.
   using HostWaiting = FunctionRef<void(FunctionRef<bool()> ready)>;
-  void post(Stream stream, Word word, std::uint32_t count, HostWaiting wait_on_host);
-  void await(Stream stream, Word word, std::uint32_t count, HostWaiting wait_on_host);
+  void post(Stream stream, HostWord word, std::uint32_t count, HostWaiting wait_on_host);
+  void await(Stream stream, HostWord word, std::uint32_t count, HostWaiting wait_on_host);
 
  private:
   // What a host function is to store. Reused in turn: by then it has usually run.

@@ -56,7 +56,7 @@ Staging::Staging(Setup setup) : setup_(std::move(setup)), events_(setup_.gpu, 6)
   out_.emplace(setup_.gpu);
   in_.emplace(setup_.gpu);
   std::atomic<std::uint32_t>& trial = block(setup_.rank).trial.chunk;
-  signals_.emplace(setup_.gpu, out_->get(), Word{&trial, registered_[index(setup_.rank)].seen_by_device(&trial)});
+  signals_.emplace(setup_.gpu, out_->get(), HostWord{&trial, registered_[index(setup_.rank)].seen_by_device(&trial)});
   inputs_.resize(index(size));
 }
 
@@ -174,7 +174,7 @@ Staging::Slice Staging::slice_of_rank(const Call& call, std::uint32_t chunk, int
   return {begin + from, std::min(bytes - from, each)};
 }
 
-Word Staging::word(int rank, StagingBlock::Step step) const {
+HostWord Staging::word(int rank, StagingBlock::Step step) const {
   std::atomic<std::uint32_t>& counter = block(rank).done[step].chunk;
   return {&counter, registered_[index(rank)].seen_by_device(&counter)};
 }

@@ -128,7 +128,7 @@ class Staging {
   std::byte* place(std::uint32_t chunk, int holder, int owner) const {
     return setup_.blocks[index(holder)] + setup_.layout.place(chunk, owner);
   }
-  Word word(int rank, StagingBlock::Step step) const;
+  HostWord word(int rank, StagingBlock::Step step) const;
   void await_all(Stream stream, StagingBlock::Step step, std::uint32_t chunk);
   void post(Stream stream, StagingBlock::Step step, std::uint32_t chunk);
   void to_host(std::byte* to, DevicePointer from, std::size_t bytes);

@@ -14,6 +14,7 @@
 // where one would not (in a ring all would hold the message that all wait for).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -21,8 +22,9 @@
 
 namespace ringred::cuda {
 
-inline constexpr int most_ranks = 8;  // of one node
-inline constexpr int most_peers = 2;  // that a move takes from, and that it sends to
+inline constexpr int most_ranks = 8;           // of one node
+inline constexpr std::size_t unit_bytes = 16;  // in which vectors are moved, combined and sent
+inline constexpr int most_peers = 2;           // that a move takes from, and that it sends to
 
 // The chunks first .. end-1 of the vector.
 struct Run {

@@ -80,6 +80,7 @@ struct FakeMachine {
   std::uint64_t next_id = 1;
   std::atomic<unsigned> delay_seed{1};
   std::atomic<bool> slow{false};  // random delays in streams
+  std::atomic<bool> torn{false};  // copies may meet, as after a break, when what they copy is worth nothing
 
  private:
   std::vector<std::string> mistakes_;

@@ -252,6 +252,7 @@ void one_rank_alone(bool on_device, Waiting&& waiting) {
   Options options{.size = 2, .timeout = 0.3};
   if (!on_device) options.without_memory_operations = {0, 1};
   Job job(options);
+  job.processes.machine.torn = true;
   std::atomic<bool> gave_up{false};
   job.run([&](int rank, Staging& staging, FakeProcess& process, const Gpu& gpu) {
     const DeviceMemory memory(gpu, 400);
@@ -292,6 +293,7 @@ TEST("whoever waits for a rank that does not come ends at the deadline with a se
 
 TEST("a rank that fails in a call tells the others why") {
   Job job({.size = 2});
+  job.processes.machine.torn = true;
   job.run([&](int rank, Staging& staging, FakeProcess& process, const Gpu& gpu) {
     const DeviceMemory memory(gpu, 4000);
     const auto call = [&] {

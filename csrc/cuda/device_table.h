@@ -1,4 +1,4 @@
-// Device memory that is freed with its owner.
+// A table in device memory, for kernels to read: freed with its owner.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,25 +14,25 @@ namespace ringred::cuda {
 
 // `count` elements on the device that was current when they were allocated; null if there are none.
 template <class T>
-class DeviceMemory {
+class DeviceTable {
  public:
-  explicit DeviceMemory(std::size_t count) : count_(count) {
+  explicit DeviceTable(std::size_t count) : count_(count) {
     if (count > 0)
       check(cudaMalloc(&data_, count * sizeof(T)), "allocate " + std::to_string(count * sizeof(T)) + " bytes");
   }
   // Returns when the values are there.
-  explicit DeviceMemory(std::span<const T> values) : DeviceMemory(values.size()) {
+  explicit DeviceTable(std::span<const T> values) : DeviceTable(values.size()) {
     check(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice), "copy a table to the device");
   }
-  DeviceMemory(DeviceMemory&& other) noexcept
+  DeviceTable(DeviceTable&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+  DeviceTable& operator=(DeviceTable&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(count_, other.count_);
     return *this;
   }
   // Waits for kernels that may still use it, as cudaFree does. A destructor has nobody to tell of an error.
-  ~DeviceMemory() { static_cast<void>(cudaFree(data_)); }
+  ~DeviceTable() { static_cast<void>(cudaFree(data_)); }
 
   T* data() const { return data_; }
   std::size_t size() const { return count_; }
