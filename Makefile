@@ -30,7 +30,7 @@ SOURCES := $(shell find csrc ringred -type f -not -name '*.pyc' 2>/dev/null) pyp
 help:
 	@echo "make train    train the digits example on four ranks (installs into .venv first)"
 	@echo "make test     all tests: C++, pytest on 1 rank, then under mpirun with 2, 3 and 4"
-	@echo "make nightly  what takes minutes: schedules of up to 1,024 ranks, all architectures of CUDA"
+	@echo "make nightly  what takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB, all of CUDA"
 	@echo "make test-gpu builds the tests of kernels for the GPU (9.0) and runs them; needs nvcc, no network"
 	@echo "make bench    time allreduce on two ranks"
 	@echo "make dev      the developer's environment: the above plus linters and formatters"
@@ -45,10 +45,12 @@ train: install
 test: install cpp-tests
 	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))" $(TEST_OPTIONS)
 
-# What takes minutes: schedules of up to 1,024 ranks, and kernels for all architectures, if there is nvcc.
+# What takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB between nodes (in 16 GB of memory), and kernels
+# for all architectures, if there is nvcc.
 nightly: install cpp-configure
 	@cmake --build "$$($(BUILD))" --target schedule_nightly_test
 	"$$($(BUILD))/tests/schedule_nightly_test"
+	$(VENV)/bin/python -m pytest tests/nightly
 	cmake -S . -B build/cuda -DRINGRED_TESTS=ON -DRINGRED_WERROR=ON
 	cmake --build build/cuda --target gpu_tests
 
