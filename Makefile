@@ -45,7 +45,7 @@ train: install
 test: install cpp-tests
 	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))" $(TEST_OPTIONS)
 
-# What takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB between nodes (in 16 GB of memory), and kernels
+# What takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB (in 16 GB of memory), and kernels
 # for all architectures, if there is nvcc.
 nightly: install cpp-configure
 	@cmake --build "$$($(BUILD))" --target schedule_nightly_test

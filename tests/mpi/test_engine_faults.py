@@ -5,7 +5,6 @@ No launcher is there to end the other ranks: they have to notice by themselves.
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -149,24 +148,6 @@ def test_a_caller_that_waits_leaves_the_core_alone() -> None:
         "assert late.rank == 1 and late.seconds > 0.8, late\n"
     )
     check(run_ranks(3, program))
-
-
-@pytest.mark.skipif("RINGRED_LARGE_TESTS" not in os.environ, reason="takes 14 GiB; set RINGRED_LARGE_TESTS=1")
-def test_more_than_two_to_the_31_elements() -> None:
-    program = """
-        rr.init()
-        count = (1 << 31) + 12_345
-        array = np.zeros(count, np.uint8)
-        array[[0, 1 << 31, count - 1]] = rr.rank() + 1
-        rr.allreduce_async_(array, rr.Sum, name="large").wait()
-        assert array[[0, 1, 1 << 31, count - 1]].tolist() == [3, 0, 3, 3]
-        gathered = rr.allgather(array)
-        assert gathered.shape == (2 * count,) and gathered[[count - 1, count, 2 * count - 1]].tolist() == [3, 3, 3]
-        del gathered
-        rr.broadcast_async_(array, 1, name="broadcast").wait()
-        assert array[count - 1] == 3
-    """
-    check(run_ranks(2, program))
 
 
 def test_gradients_outlive_a_fork_and_the_engine() -> None:
