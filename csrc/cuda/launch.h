@@ -57,6 +57,14 @@ inline unsigned multiprocessors() {
   return static_cast<unsigned>(count);
 }
 
+// `seconds` in ticks of clock64, in which kernels count their patience.
+inline long long clock_ticks(double seconds) {
+  int device = 0, kilohertz = 0;
+  check(cudaGetDevice(&device), "tell which device is current");
+  check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device), "tell the clock's rate");
+  return static_cast<long long>(seconds * kilohertz * 1000.0);
+}
+
 // A grid for threads that take every gridDim * blockDim-th item: no more blocks than fit the device.
 inline Grid strided_grid(std::size_t items) {
   constexpr unsigned threads = 256, blocks_of_a_multiprocessor = 8;  // its 2048 threads

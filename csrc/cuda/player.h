@@ -8,7 +8,7 @@
 // Partial sums travel in the dtype of the vector: halves are added in fp32 and rounded once for each move. Who wants
 // partial sums in fp32 hands over an fp32 vector.
 //
-// Floor of a call: the reads and writes that the tape counts (tests/cuda/tape_test.cpp), of a ring on n ranks (6n-4)/n
+// Floor of a call: the reads and writes that the tape counts (traffic_of in tape.h), of a ring on n ranks (6n-4)/n
 // times the vector for each rank, over the bandwidth of the memory that they share.
 //
 // Invariants: all ranks make the same calls, with the same tape, shape, count, dtype, op and stripes, each on a stream

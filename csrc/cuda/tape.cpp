@@ -159,6 +159,18 @@ Tape make_tape(const Schedule& schedule, const Rehearsal& rehearsal, int rank, i
 
 }  // namespace
 
+Traffic traffic_of(const Tape& tape) {
+  Traffic traffic;
+  for (const Move& move : tape.moves) {
+    int chunks = 0;
+    for (int run = move.first_run; run < move.end_run; ++run)
+      chunks += tape.runs[at(run)].end - tape.runs[at(run)].first;
+    traffic.reads += chunks * (used(move.from) + (move.reads_own ? 1 : 0));
+    traffic.writes += chunks * (used(move.to) + (move.writes_own ? 1 : 0));
+  }
+  return traffic;
+}
+
 std::vector<Tape> make_tapes(const Schedule& schedule) {
   if (schedule.size < 1 || schedule.size > most_ranks)
     fail_usage("the device plays schedules of 1 to " + std::to_string(most_ranks) + " ranks: got " +

@@ -63,6 +63,14 @@ struct Tape {
   int lanes() const { return static_cast<int>(lane_begin.size()) - 1; }
 };
 
+// What a call reads and writes, in chunks, of the rank's own vector and of messages; a message is written by the rank
+// that sends it and read by the one that takes it. From it follows the floor of a call.
+struct Traffic {
+  int reads = 0;
+  int writes = 0;
+};
+Traffic traffic_of(const Tape& tape);
+
 // One for each rank. A schedule that is wrong, or of more than most_ranks ranks, is a usage error.
 std::vector<Tape> make_tapes(const Schedule& schedule);
 

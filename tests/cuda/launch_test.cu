@@ -38,12 +38,6 @@ __global__ void relay(int* total, unsigned* turn, long long limit) {
   flag.store(blockIdx.x + 1, ::cuda::memory_order_release);
 }
 
-long long cycles_of_a_second() {
-  int kilohertz = 0;
-  check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, 0), "tell the clock's rate");
-  return kilohertz * 1000LL;
-}
-
 TEST("a kernel runs once on each of its threads") {
   DeviceArray<int> values(std::vector<int>(1000, 7));
   launch("count_up", count_up, {.blocks = 8, .threads = 128}, nullptr, values.data(), 1000);
@@ -63,8 +57,7 @@ TEST("threads of a block meet in shared memory, lanes of a warp in shuffles") {
 TEST("blocks of a cooperative launch wait for one another") {
   DeviceArray<int> total(std::vector<int>{0});
   DeviceArray<unsigned> turn(std::vector<unsigned>{0});
-  launch_cooperative("relay", relay, {.blocks = 8, .threads = 64}, nullptr, total.data(), turn.data(),
-                     cycles_of_a_second());
+  launch_cooperative("relay", relay, {.blocks = 8, .threads = 64}, nullptr, total.data(), turn.data(), clock_ticks(1));
   finish();
   CHECK_EQ(total.read()[0], 28);
   CHECK_EQ(turn.read()[0], 8u);

@@ -5,18 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "csrc/cuda/launch.h"
 #include "tests/cuda/device.h"
 #include "tests/cuda/rank_values.h"
 #include "tests/cuda/side_by_side.h"
 
 namespace ringred::cuda {
 namespace {
-
-long long ticks(double seconds) {
-  int kilohertz = 0;
-  check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, 0), "tell the clock's rate");
-  return static_cast<long long>(seconds * kilohertz * 1000.0);
-}
 
 // Ranks 0..size-1 on one device.
 class Team {
@@ -45,7 +40,7 @@ class Team {
     call.op = op;
     call.blocks = blocks;
     call.threads = 32;
-    call.patience = ticks(30);
+    call.patience = clock_ticks(30);
     for (int rank = 0; rank < size(); ++rank) {
       LeafSeat& seat = call.seats[rank];
       seat.rank = rank;
@@ -208,7 +203,7 @@ TEST("a peer that never comes: every rank ends, and the reports lead to it") {
     for (int rank = 0; rank < 3; ++rank) buffers.emplace_back(std::vector<float>(50, 1));
     LeafCall call = team.call_on(buffers, Op::sum);
     call.seat_count = 2;  // rank 2 is not among them
-    call.patience = ticks(0.05);
+    call.patience = clock_ticks(0.05);
     allreduce(leaf, call, nullptr);
     finish();
     for (int rank = 0; rank < 2; ++rank) {

@@ -8,6 +8,7 @@
 
 #include "csrc/algorithms/algorithms.h"
 #include "csrc/cuda/device_tape.h"
+#include "csrc/cuda/launch.h"
 #include "csrc/cuda/mail.h"
 #include "tests/cuda/device.h"
 #include "tests/cuda/rank_values.h"
@@ -15,12 +16,6 @@
 
 namespace ringred::cuda {
 namespace {
-
-long long ticks(double seconds) {
-  int kilohertz = 0;
-  check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, 0), "tell the clock's rate");
-  return static_cast<long long>(seconds * kilohertz * 1000.0);
-}
 
 struct Style {
   Carrier carrier = Carrier::vectors;
@@ -57,7 +52,7 @@ class Band {
     call.carrier = style.carrier;
     call.stripes = style.stripes;
     call.threads = style.threads;
-    call.patience = ticks(30);
+    call.patience = clock_ticks(30);
     for (int rank = 0; rank < size(); ++rank) {
       Seat& seat = call.seats[rank];
       seat.rank = rank;
@@ -221,7 +216,7 @@ TEST("a peer that never comes: every rank ends, and the reports lead to it") {
     }
     call.seat_count = 2;
     call.count = 1000;
-    call.patience = ticks(0.05);
+    call.patience = clock_ticks(0.05);
     play(call, nullptr);
     finish();
     CHECK_EQ(static_cast<int>(band.report(0).taken), 2);

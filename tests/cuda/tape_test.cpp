@@ -147,22 +147,13 @@ void check_walks(const Schedule& schedule) {
     for (unsigned seed = 1; seed <= 3; ++seed) check_walk(schedule, slots, seed);
 }
 
-// Reads and writes of whole vectors that the busiest rank does; a message counts for the one that writes it and for the
-// one that reads it.
-double traffic(Algorithm algorithm, int size, int pipeline) {
+// Reads and writes of whole vectors that the busiest rank does.
+double most_traffic(Algorithm algorithm, int size, int pipeline) {
   int most = 0;
   const std::vector<Tape> tapes = make_tapes(record(algorithm, size, pipeline));
   for (const Tape& tape : tapes) {
-    int touched = 0;
-    for (const Move& move : tape.moves) {
-      int chunks = 0;
-      for (int run = move.first_run; run < move.end_run; ++run)
-        chunks += tape.runs[at(run)].end - tape.runs[at(run)].first;
-      for (int peer : move.from) touched += peer >= 0 ? chunks : 0;
-      for (int peer : move.to) touched += peer >= 0 ? chunks : 0;
-      touched += (move.reads_own ? chunks : 0) + (move.writes_own ? chunks : 0);
-    }
-    most = std::max(most, touched);
+    const Traffic traffic = traffic_of(tape);
+    most = std::max(most, traffic.reads + traffic.writes);
   }
   return static_cast<double>(most) / tapes[0].chunks;
 }
@@ -213,10 +204,30 @@ TEST("an inner rank of a tree adds both children and its own in one move, and ha
 }
 
 TEST("reads and writes of the busiest rank, in vectors") {
-  CHECK_EQ(traffic(Algorithm::ring, 4, 1), 20.0 / 4);  // 6n - 4 chunks
-  CHECK_EQ(traffic(Algorithm::ring, 8, 1), 44.0 / 8);
-  CHECK_EQ(traffic(Algorithm::double_tree, 4, 16), 6.0);
-  CHECK_EQ(traffic(Algorithm::recursive_doubling, 4, 1), 9.0);
+  CHECK_EQ(most_traffic(Algorithm::ring, 4, 1), 20.0 / 4);  // 6n - 4 chunks
+  CHECK_EQ(most_traffic(Algorithm::ring, 8, 1), 44.0 / 8);
+  CHECK_EQ(most_traffic(Algorithm::double_tree, 4, 16), 6.0);
+  CHECK_EQ(most_traffic(Algorithm::recursive_doubling, 4, 1), 9.0);
+}
+
+TEST("what one rank reads, another has written or had") {
+  for (const AlgorithmInfo& row : algorithm_table)
+    for (int size = 2; size <= most_ranks; ++size) {
+      int sent = 0, taken = 0;
+      for (const Tape& tape : make_tapes(record(row.algorithm, size, 4))) {
+        const Traffic traffic = traffic_of(tape);
+        int own_reads = 0, own_writes = 0;
+        for (const Move& move : tape.moves)
+          for (int run = move.first_run; run < move.end_run; ++run) {
+            own_reads += move.reads_own ? tape.runs[at(run)].end - tape.runs[at(run)].first : 0;
+            own_writes += move.writes_own ? tape.runs[at(run)].end - tape.runs[at(run)].first : 0;
+          }
+        taken += traffic.reads - own_reads;
+        sent += traffic.writes - own_writes;
+        CHECK(own_reads >= tape.chunks && own_writes >= tape.chunks);
+      }
+      CHECK_EQ(sent, taken);
+    }
 }
 
 TEST("a schedule that cannot be played is refused with a reason") {
