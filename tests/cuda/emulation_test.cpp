@@ -162,6 +162,65 @@ TEST("writing beyond dynamic shared memory is reported") {
                "invalid argument");
 }
 
+struct Stream {
+  cudaStream_t handle = nullptr;
+  Stream() { check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "create a stream"); }
+  ~Stream() { static_cast<void>(cudaStreamDestroy(handle)); }
+};
+
+TEST("a graph keeps what its stream was asked for, with the arguments of then, and does it whenever it is launched") {
+  const auto add = [](int* sum, int value) {
+    if (threadIdx.x == 0) *sum += value;
+  };
+  DeviceArray<int> sum(std::vector<int>(1)), copy(std::vector<int>(1));
+  const Stream stream;
+  check(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeGlobal), "begin a capture");
+  for (int value = 1; value <= 3; ++value)
+    launch_cooperative("add", +add, {.blocks = 1, .threads = 32}, stream.handle, sum.data(), value);
+  check(cudaMemcpyAsync(copy.data(), sum.data(), sizeof(int), cudaMemcpyDeviceToDevice, stream.handle), "copy");
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream.handle, &graph), "end a capture");
+  CHECK_EQ(sum.read()[0], 0);
+  cudaGraphExec_t executable = nullptr;
+  check(cudaGraphInstantiate(&executable, graph), "instantiate a graph");
+  check(cudaGraphDestroy(graph), "destroy a graph");
+  for (int times = 1; times <= 4; ++times) {
+    check(cudaGraphLaunch(executable, stream.handle), "launch a graph");
+    CHECK_EQ(copy.read()[0], 6 * times);
+  }
+  check(cudaGraphExecDestroy(executable), "destroy a graph's executable");
+}
+
+TEST("what a capture does not allow ends it with an error") {
+  const Stream stream;
+  cudaGraph_t graph = nullptr;
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDefault), "create an event");
+  const auto broken_by = [&](auto&& call) {
+    check(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeGlobal), "begin a capture");
+    CHECK(call() == cudaErrorStreamCaptureUnsupported);
+    CHECK(cudaStreamEndCapture(stream.handle, &graph) == cudaErrorStreamCaptureInvalidated);
+    CHECK(graph == nullptr);
+  };
+  void* memory = nullptr;
+  int value = 0;
+  broken_by([&] { return cudaMalloc(&memory, 16); });
+  broken_by([&] { return cudaMemcpy(&value, &value, sizeof value, cudaMemcpyDefault); });
+  broken_by([&] { return cudaStreamSynchronize(stream.handle); });
+  broken_by([&] { return cudaDeviceSynchronize(); });
+  CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal) == cudaErrorStreamCaptureUnsupported);
+  CHECK(cudaStreamEndCapture(stream.handle, &graph) == cudaErrorInvalidValue);
+  check(cudaStreamBeginCapture(stream.handle, cudaStreamCaptureModeRelaxed), "begin a relaxed capture");
+  check(cudaMalloc(&memory, 16), "allocate within a relaxed capture");
+  check(cudaFree(memory), "free within a relaxed capture");
+  check(cudaEventRecord(event, stream.handle), "record an event");
+  CHECK(cudaEventQuery(event) == cudaErrorCapturedEvent);
+  check(cudaStreamEndCapture(stream.handle, &graph), "end a capture");
+  check(cudaGraphDestroy(graph), "destroy a graph");
+  check(cudaEventDestroy(event), "destroy an event");
+  static_cast<void>(cudaGetLastError());
+}
+
 TEST("indices in all dimensions") {
   const auto kernel = [](int* seen) {
     const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;

@@ -114,7 +114,7 @@ void Block::enter() {
   Block& block = *current;
   while (true) {
     acquire(&block.index_);
-    block.launch_.body.call(block.launch_.body.arguments);
+    block.launch_.body.call(block.launch_.body.arguments.get());
     release(&block.ended_);
     ++block.ended_;
     block.paused_only_ = false;

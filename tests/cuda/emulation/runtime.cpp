@@ -1,4 +1,4 @@
-// The runtime API: memory, streams, events, launches.
+// The runtime API: errors, memory, launches, the device. Streams are in streams.cpp.
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,13 +11,7 @@
 
 #include "tests/cuda/emulation/block.h"
 #include "tests/cuda/emulation/sanitizers.h"
-
-struct CUstream_st {
-  unsigned flags;
-};
-struct CUevent_st {
-  std::int64_t recorded;  // 0: never
-};
+#include "tests/cuda/emulation/streams.h"
 
 namespace ringred::emulation {
 namespace {
@@ -26,6 +20,7 @@ namespace {
 constexpr int multiprocessors = 4, most_threads = 1024, most_resident_threads = 2048, most_resident_blocks = 32;
 constexpr std::size_t shared_bytes = 227 << 10, shared_bytes_by_default = 48 << 10;
 constexpr std::size_t memory_bytes = std::size_t{1} << 32;  // a larger allocation fails
+constexpr int l2_bytes = 1 << 20, cuda_version = 13000;
 
 constexpr unsigned workers = 4;  // threads for the blocks of a launch that is not cooperative
 constexpr std::int64_t kernel_limit = 60'000'000'000;
@@ -41,11 +36,6 @@ State& state() {
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_failure;
-
-cudaError_t answer(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
 
 std::size_t dynamic_limit(const void* kernel) {
   const std::lock_guard lock(state().mutex);
@@ -90,20 +80,37 @@ void run_blocks(Launch& launch, std::atomic<unsigned>& next) {
 
 }  // namespace
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Body body) {
-  if (const cudaError_t error = check_config(config, kernel); error != cudaSuccess) return answer(error);
+namespace {
+
+cudaError_t run(const cudaLaunchConfig_t& config, bool cooperative, const Body& body) {
   [[maybe_unused]] static const auto handler = std::signal(SIGILL, explain_trap);
   Launch launch{.config = config, .body = body, .deadline = now() + kernel_limit, .mutex = {}, .failure = {}};
   std::atomic<unsigned> next{0};
   const unsigned blocks = volume(config.gridDim);
   // Blocks of a cooperative launch may wait for one another: each has a thread.
   std::vector<std::thread> threads;
-  for (unsigned k = 0; k < (is_cooperative(config) ? blocks : std::min(blocks, workers)); ++k)
+  for (unsigned k = 0; k < (cooperative ? blocks : std::min(blocks, workers)); ++k)
     threads.emplace_back([&] { run_blocks(launch, next); });
   for (std::thread& thread : threads) thread.join();
   acquire(&launch);
   last_failure = launch.failure;
-  return answer(launch.failed ? cudaErrorLaunchFailure : cudaSuccess);
+  return launch.failed ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t answer(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Body body) {
+  if (const cudaError_t error = check_config(config, kernel); error != cudaSuccess) return answer(error);
+  const bool cooperative = is_cooperative(config);
+  cudaLaunchConfig_t kept = config;  // its attributes belong to the caller
+  kept.attrs = nullptr;
+  kept.numAttrs = 0;
+  return enqueue(config.stream, [kept, cooperative, body = std::move(body)] { return run(kept, cooperative, body); });
 }
 
 cudaError_t occupancy(int* blocks, int threads, std::size_t dynamic_bytes) {
@@ -138,6 +145,12 @@ const char* cudaGetErrorString(cudaError_t error) {
       return last_failure.empty() ? "unspecified launch failure" : last_failure.c_str();
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
+    case cudaErrorCapturedEvent:
+      return "operation not permitted on an event last recorded in a capturing stream";
     default:
       return "an error that the emulation does not make";
   }
@@ -154,6 +167,7 @@ cudaError_t cudaPeekAtLastError() {
 
 // 256 bytes, as cudaMalloc promises.
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (const cudaError_t error = outside_of_captures(); error != cudaSuccess) return error;
   if (memory == nullptr) return answer(cudaErrorInvalidValue);
   *memory = nullptr;
   if (bytes == 0) return cudaSuccess;
@@ -162,6 +176,7 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   return answer(*memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
 }
 cudaError_t cudaFree(void* memory) {
+  if (const cudaError_t error = outside_of_captures(); error != cudaSuccess) return error;
   std::free(memory);
   return cudaSuccess;
 }
@@ -176,65 +191,27 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags) 
   *device = host;
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  if (bytes > 0 && (to == nullptr || from == nullptr)) return answer(cudaErrorInvalidValue);
-  if (bytes > 0) std::memmove(to, from, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t error = outside_of_captures();
+  return error != cudaSuccess ? error : cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  if (bytes > 0 && (to == nullptr || from == nullptr)) return answer(cudaErrorInvalidValue);
+  return enqueue(stream, [=] {
+    if (bytes > 0) std::memmove(to, from, bytes);
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
+  const cudaError_t error = outside_of_captures();
+  return error != cudaSuccess ? error : cudaMemsetAsync(memory, value, bytes, nullptr);
+}
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
   if (bytes > 0 && memory == nullptr) return answer(cudaErrorInvalidValue);
-  if (bytes > 0) std::memset(memory, value, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
-  return cudaMemset(memory, value, bytes);
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  *stream = new CUstream_st{flags};
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return cudaSuccess;
-}
-cudaError_t cudaStreamQuery(cudaStream_t) {
-  return cudaSuccess;
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
-  return answer(event == nullptr ? cudaErrorInvalidValue : cudaSuccess);
-}
-cudaError_t cudaDeviceSynchronize() {
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st{0};
-  return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  event->recorded = now();
-  return cudaSuccess;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
-  return cudaSuccess;
-}
-cudaError_t cudaEventQuery(cudaEvent_t) {
-  return cudaSuccess;
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  if (start->recorded == 0 || end->recorded == 0) return answer(cudaErrorInvalidValue);
-  *milliseconds = static_cast<float>(static_cast<double>(end->recorded - start->recorded) * 1e-6);
-  return cudaSuccess;
+  return enqueue(stream, [=] {
+    if (bytes > 0) std::memset(memory, value, bytes);
+    return cudaSuccess;
+  });
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -247,6 +224,19 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaSetDevice(int device) {
   return answer(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return answer(cudaErrorInvalidDevice);
+  *properties = {"Emulation", memory_bytes, l2_bytes, multiprocessors, 9, 0};
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = cuda_version;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = cuda_version;
+  return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return answer(cudaErrorInvalidDevice);

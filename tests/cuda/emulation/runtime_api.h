@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -27,6 +28,9 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorCapturedEvent = 907,
 };
 const char* cudaGetErrorString(cudaError_t error);
 const char* cudaGetErrorName(cudaError_t error);
@@ -87,7 +91,36 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end);
 
+// Graphs: what a capturing stream is asked for is written down, and happens whenever the graph is launched. A thread
+// that captures in another mode than the relaxed one may not ask for anything that no stream orders.
+struct CUgraph_st;
+struct CUgraphExec_st;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraphExec_st*;
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+
 // The device.
+struct cudaDeviceProp {
+  char name[256];
+  std::size_t totalGlobalMem;
+  int l2CacheSize;
+  int multiProcessorCount;
+  int major, minor;
+};
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaRuntimeGetVersion(int* version);
 enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerBlock = 1,
   cudaDevAttrMaxSharedMemoryPerBlock = 8,
@@ -124,10 +157,10 @@ struct cudaLaunchConfig_t {
 
 namespace ringred::emulation {
 
-// What every thread of a launch runs.
+// What every thread of a launch runs. The arguments may outlive the call that launches: a graph keeps them.
 struct Body {
   void (*call)(const void* arguments);
-  const void* arguments;
+  std::shared_ptr<const void> arguments;
 };
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Body body);
 cudaError_t occupancy(int* blocks, int threads, std::size_t dynamic_bytes);
@@ -139,11 +172,11 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   using Bound = std::tuple<void (*)(Parameters...), Parameters...>;
-  const Bound bound(kernel, std::forward<Arguments>(arguments)...);
+  auto bound = std::make_shared<const Bound>(kernel, std::forward<Arguments>(arguments)...);
   const auto call = [](const void* data) {
     std::apply([](auto function, const auto&... values) { function(values...); }, *static_cast<const Bound*>(data));
   };
-  return ringred::emulation::launch(*config, reinterpret_cast<const void*>(kernel), {call, &bound});
+  return ringred::emulation::launch(*config, reinterpret_cast<const void*>(kernel), {call, std::move(bound)});
 }
 
 template <class Kernel>
