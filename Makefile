@@ -102,7 +102,7 @@ lint-mypy: environment-dev
 	mypy --strict ringred
 
 lint-clang: environment-dev
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -r clang-format --dry-run -Werror
+	find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -r clang-format --dry-run -Werror
 
 lint-shell: environment-dev
 	shellcheck .ci/run .ci/sanitize examples/slurm/*.sbatch
@@ -116,7 +116,7 @@ lint-yaml: environment-dev
 format: environment-dev
 	ruff check --fix .
 	ruff format .
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -r clang-format -i
+	find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -r clang-format -i
 
 clean:
 	rm -rf build reports $(VENV)
