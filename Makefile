@@ -1,7 +1,8 @@
 # ringred: `make train` and `make test` on a fresh Linux machine with Python 3.10+, make and a C++ compiler.
 #
 # Variables: PYTHON (the interpreter .venv is made from; a torch that it has is used), CXX, PIP_* (read by pip),
-# CMAKE_BUILD_PARALLEL_LEVEL (default: 2 at most), TEST_OPTIONS (of tools/test.py).
+# CMAKE_BUILD_PARALLEL_LEVEL (default: 2 at most), TEST_OPTIONS (of tools/test.py), TEST_GPU_OPTIONS (test_gpu.py),
+# BENCH_GPU_OPTIONS (bench_gpu.py).
 
 ifneq ($(shell uname -s),Linux)
 $(error ringred needs Linux (memfd, futex), this is $(shell uname -s); use a container or a virtual machine)
@@ -24,7 +25,7 @@ GET_PYTHON := apt-get install python3-dev python3-venv (Debian, Ubuntu) or dnf i
 SOURCES := $(shell find csrc ringred -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-gpu nightly bench dev lint format clean environment environment-dev install cpp-tests cpp-configure
+.PHONY: help train test test-gpu nightly bench bench-gpu dev lint format clean environment environment-dev install cpp-tests cpp-configure
 .PHONY: lint-ruff lint-format lint-mypy lint-clang lint-shell lint-docker lint-yaml
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make nightly  what takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB, all of CUDA"
 	@echo "make test-gpu builds the tests of kernels for the GPU (9.0) and runs them; needs nvcc, no network"
 	@echo "make bench    time allreduce on two ranks"
+	@echo "make bench-gpu times the kernels on the GPU, beside their floors; needs nvcc, no network"
 	@echo "make dev      the developer's environment: the above plus linters and formatters"
 	@echo "make lint     ruff, mypy, clang-format, shellcheck, hadolint, yamllint"
 	@echo "make format   let ruff and clang-format rewrite the sources"
@@ -54,13 +56,12 @@ nightly: install cpp-configure
 	cmake -S . -B build/cuda -DRINGRED_TESTS=ON -DRINGRED_WERROR=ON
 	cmake --build build/cuda --target gpu_tests
 
-# Without .venv: what is here of CMake, nvcc and a C++ compiler. Nothing is built where there is no GPU.
+# Without .venv: PYTHON itself, and what is here of CMake, nvcc and a C++ compiler. Where there is no GPU nothing is built.
 test-gpu:
-	@if [ -e /dev/nvidia0 ] || nvidia-smi -L > /dev/null 2>&1; then \
-	  cmake -S . -B build/gpu -DRINGRED_TESTS=ON -DRINGRED_CUDA=ON -DRINGRED_CUDA_FAST=ON $(CMAKE_FLAGS) \
-	  && cmake --build build/gpu --target gpu_tests -j "$$(nproc)" \
-	  && ctest --test-dir build/gpu -L gpu --no-tests=error --output-on-failure --timeout 120; \
-	else echo "ringred: there is no GPU here (no /dev/nvidia0, and nvidia-smi lists none); nothing was tested."; fi
+	@$(or $(BASE_PYTHON),$(PYTHON)) tools/test_gpu.py $(TEST_GPU_OPTIONS)
+
+bench-gpu:
+	@$(or $(BASE_PYTHON),$(PYTHON)) tools/bench_gpu.py $(BENCH_GPU_OPTIONS)
 
 bench: install
 	$(VENV)/bin/ringred bench allreduce -np 2

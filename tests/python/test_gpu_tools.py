@@ -1,0 +1,176 @@
+"""tools/test_gpu.py and tools/bench_gpu.py, without a GPU: how stages end, what is run, and what is said."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
+
+
+def load(name: str) -> Any:
+    """A tool as a module, under a name that pytest does not take for a file of tests."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(TOOLS)
+    yield load("test_gpu")
+    for name in ("gpu_build", "tool_test_gpu"):
+        sys.modules.pop(name, None)
+
+
+def make_run(tool: Any, build: Path, seconds: float = 60, path: str = "/usr/bin:/bin") -> Any:
+    return tool.Run(build, time.monotonic() + seconds, {"PATH": path})
+
+
+def script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_without_a_gpu_a_sentence_says_so(
+    tool: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool.gpu_build, "has_gpu", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    assert tool.main() == 0
+    assert load("bench_gpu").main() == 0
+    tested, measured = capsys.readouterr().out.splitlines()
+    assert tested.startswith("ringred: there is no GPU here") and tested.endswith("; nothing was tested.")
+    assert measured.endswith("; nothing was measured.")
+
+
+def test_exit_code_is_honest(tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(run: Any, limit: float) -> str:
+        raise tool.Failure("3 programs passed, the others are named above")
+
+    def skips(run: Any, limit: float) -> str:
+        raise tool.Skip("there is no compute-sanitizer")
+
+    tool.STAGES = {"build": lambda run, limit: "kernels", "device": fails, "memcheck": skips}
+    assert tool.run_stages(make_run(tool, tmp_path), ["build", "memcheck"]) == 0
+    assert tool.run_stages(make_run(tool, tmp_path), ["device", "build", "memcheck"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "  device: FAILED: 3 programs passed, the others are named above (0 s)",
+        "  build: passed: kernels (0 s)",
+        "  memcheck: skipped: there is no compute-sanitizer (0 s)",
+    ]
+    assert tool.run_stages(make_run(tool, tmp_path, seconds=0), ["build"]) == 1
+    assert "build: FAILED: no time left of 470 s" in capsys.readouterr().out
+
+
+def test_limit_ends_a_command_and_what_it_started(tool: Any, tmp_path: Path) -> None:
+    script(tmp_path / "hangs", f"sleep 50 & echo $! > {tmp_path}/child; wait")
+    with pytest.raises(tool.Failure, match=r"not finished after 1 s: .*hangs"):
+        make_run(tool, tmp_path).command([str(tmp_path / "hangs")], 1)
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_programs_that_skip_themselves_are_told_from_those_that_pass(tool: Any, tmp_path: Path) -> None:
+    ctest = shutil.which("ctest")
+    if ctest is None:
+        pytest.skip("needs ctest")
+    run = make_run(tool, tmp_path, path=f"{Path(ctest).parent}:/usr/bin:/bin")
+
+    def with_programs(**codes: int) -> None:
+        lines = [
+            f'add_test({name} "sh" "-c" "exit {code}")\n'
+            f"set_tests_properties({name} PROPERTIES LABELS gpu SKIP_RETURN_CODE 77)\n"
+            for name, code in codes.items()
+        ]
+        (tmp_path / "CTestTestfile.cmake").write_text("".join(lines))
+
+    with_programs(one=0, two=0, three=77)
+    assert tool.device(run, 30) == "2 programs, 1 skipped"
+    with_programs(one=77, two=77)
+    with pytest.raises(tool.Skip, match="CUDA can use no GPU here"):
+        tool.device(run, 30)
+    with_programs(one=0, two=1)
+    with pytest.raises(tool.Failure, match="1 programs passed"):
+        tool.device(run, 30)
+    with_programs()
+    with pytest.raises(tool.Failure):
+        tool.device(run, 30)
+
+
+def test_sanitizer_runs_what_there_is(tool: Any, tmp_path: Path) -> None:
+    """The short tests are in the sources, and a filter chooses at least one."""
+    for program, argument in tool.SHORT_TESTS:
+        name = Path(program).name
+        if name == "gpu_bench":
+            assert f'"{argument}"' in (ROOT / "benchmarks/gpu/main.cpp").read_text()
+            continue
+        (source,) = (ROOT / "tests/cuda").glob(f"{name.removeprefix('cuda_')}.c*")
+        names = re.findall(r'^TEST\("(.*)"\) \{$', source.read_text(), re.MULTILINE)
+        assert sum(argument in name for name in names) == 1, argument
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "said"),
+    [
+        ("exit 0", None, "7 programs"),
+        ("echo '========= Error: Device not supported. Use another'; exit 1", "Skip", "refused the device: Error: Dev"),
+        (
+            "case $*: in *leaf*) exit 86;; esac",
+            "Failure",
+            "cuda_leaf_test 'vectors so long .*': racecheck found errors",
+        ),
+        ("case $*: in *leaf*) exit 2;; esac", "Failure", "cuda_leaf_test 'vectors so long .*': exit code 2"),
+    ],
+)
+def test_sanitizer_refused_or_with_errors(tool: Any, tmp_path: Path, text: str, outcome: str | None, said: str) -> None:
+    script(tmp_path / "bin" / "compute-sanitizer", f'echo "$@" >> {tmp_path}/calls\n{text}')
+    run = make_run(tool, tmp_path, path=f"{tmp_path}/bin:/usr/bin:/bin")
+    stage = tool.sanitized("racecheck")
+    if outcome is None:
+        assert stage(run, 30) == said
+    else:
+        with pytest.raises(getattr(tool, outcome), match=said):
+            stage(run, 30)
+    first = (tmp_path / "calls").read_text().splitlines()[0]
+    assert first.startswith("--tool racecheck --error-exitcode 86 ")
+    assert first.endswith(f"{tmp_path}/tests/cuda/cuda_launch_test threads of a block meet in shared memory")
+
+
+def test_ranks_meet_without_a_launcher(tool: Any, tmp_path: Path) -> None:
+    run = make_run(tool, tmp_path)
+    program = "import os; open(os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'] + os.environ['MASTER_PORT'])"
+    tool.together(run, ["-c", f"import os; os.chdir({str(tmp_path)!r}); {program}"], {})
+    first, second = ((tmp_path / name).read_text() for name in "01")
+    assert first == second and first.startswith("2")
+    with pytest.raises(tool.Failure, match="rank 1 of 2: exit code 5"):
+        tool.together(run, ["-c", "import os, sys; sys.exit(5 * int(os.environ['RANK']))"], {})
+
+
+def test_build_is_for_one_architecture_and_with_what_the_user_asks(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMAKE_FLAGS", "-DRINGRED_WERROR=ON '-DA=b c'")
+    words = tool.gpu_build.configure_command(Path("there"), True)
+    assert {"-DRINGRED_CUDA=ON", "-DRINGRED_CUDA_FAST=ON", "-DRINGRED_PYTHON=ON"} <= set(words)
+    assert words[-2:] == ["-DRINGRED_WERROR=ON", "-DA=b c"]
+    assert "-DRINGRED_PYTHON=ON" not in tool.gpu_build.configure_command(Path("there"), False)
+    declared = (ROOT / "CMakeLists.txt").read_text() + (ROOT / "csrc/cuda/cuda.cmake").read_text()
+    for word in words:
+        if word.startswith("-DRINGRED_"):
+            assert re.search(rf"\({word[2:].partition('=')[0]} ", declared), word
