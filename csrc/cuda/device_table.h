@@ -23,6 +23,8 @@ class DeviceTable {
   // Returns when the values are there.
   explicit DeviceTable(std::span<const T> values) : DeviceTable(values.size()) {
     check(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice), "copy a table to the device");
+    // From pageable memory cudaMemcpy may return earlier, and streams that do not wait for the default one would not.
+    check(cudaStreamSynchronize(nullptr), "copy a table to the device");
   }
   DeviceTable(DeviceTable&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}

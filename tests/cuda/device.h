@@ -37,6 +37,7 @@ class DeviceArray {
   explicit DeviceArray(std::size_t count, std::size_t offset = 0) : count_(count), before_(margin + offset) {
     check(cudaMalloc(&memory_, bytes()), "allocate an array of a test");
     check(cudaMemset(memory_, pattern, bytes()), "fill an array of a test");
+    settle();
   }
   explicit DeviceArray(std::span<const T> values, std::size_t offset = 0) : DeviceArray(values.size(), offset) {
     write(values);
@@ -53,6 +54,7 @@ class DeviceArray {
 
   void write(std::span<const T> values) {
     check(cudaMemcpy(data(), values.data(), values.size_bytes(), cudaMemcpyDefault), "write an array of a test");
+    settle();
   }
   std::vector<T> read() const {
     std::vector<unsigned char> all(bytes());
@@ -70,6 +72,9 @@ class DeviceArray {
  private:
   static constexpr std::size_t margin = 256;
   static constexpr unsigned char pattern = 0xa5;
+
+  // The default stream may not have ended what it was asked for, and other streams of a test do not wait for it.
+  static void settle() { check(cudaStreamSynchronize(nullptr), "end what fills an array of a test"); }
 
   std::size_t bytes() const { return before_ + count_ * sizeof(T) + margin; }
 
