@@ -276,23 +276,25 @@ void time_leaves(Session& session) {
   for (const std::size_t bytes : session.plan().small_bytes) {
     const Vectors vectors(session, bytes);
     const Goal goal = bytes == 8 << 10 ? Goal{.seconds = 8e-6} : Goal{};
-    if (bytes <= 64 << 10) time_leaf(session, vectors, Leaf::packets, "packets", goal, true);
-    time_leaf(session, vectors, Leaf::one_shot, "one_shot", goal, true);
-    time_leaf(session, vectors, Leaf::two_shot, "two_shot", {}, true);
+    session.attempt([&] {
+      if (bytes <= 64 << 10) time_leaf(session, vectors, Leaf::packets, "packets", goal, true);
+    });
+    session.attempt([&] { time_leaf(session, vectors, Leaf::one_shot, "one_shot", goal, true); });
+    session.attempt([&] { time_leaf(session, vectors, Leaf::two_shot, "two_shot", {}, true); });
   }
   const Vectors vectors(session, session.plan().large_bytes);
-  time_leaf(session, vectors, Leaf::two_shot, "two_shot", {.share = 0.8}, false);
+  session.attempt([&] { time_leaf(session, vectors, Leaf::two_shot, "two_shot", {.share = 0.8}, false); });
 }
 
 void time_schedules(Session& session) {
   const Vectors vectors(session, session.plan().large_bytes);
   for (const Algorithm algorithm : {Algorithm::ring, Algorithm::double_tree})
-    time_schedule(session, vectors, algorithm, {.share = 0.6}, false);
+    session.attempt([&] { time_schedule(session, vectors, algorithm, {.share = 0.6}, false); });
   for (const std::size_t bytes : session.plan().small_bytes) {
     if (bytes > 64 << 10) continue;
     const Vectors few(session, bytes);
     for (const Algorithm algorithm : {Algorithm::ring, Algorithm::double_tree})
-      time_schedule(session, few, algorithm, {}, true);
+      session.attempt([&] { time_schedule(session, few, algorithm, {}, true); });
   }
 }
 

@@ -95,6 +95,7 @@ std::string markdown(const Findings& findings) {
       "| what | goal | floor, us | measured, us | spread | share of floor | met | setting |\n"
       "|---|---|--:|--:|--:|--:|---|---|\n";
   for (const Figure& figure : findings.figures) result += row(figure, findings.bandwidth);
+  for (const std::string& failure : findings.failures) result += "\nFailed: " + failure + "\n";
   return result;
 }
 
@@ -109,7 +110,10 @@ std::string json(const Findings& findings) {
       "},\n  \"copy_bytes_per_second\": " + text("%.6g", findings.bandwidth) + ",\n  \"figures\": [\n";
   for (std::size_t i = 0; i < findings.figures.size(); ++i)
     result += (i > 0 ? ",\n" : "") + figure_json(findings.figures[i], findings.bandwidth);
-  return result + "\n  ]\n}\n";
+  result += "\n  ],\n  \"failures\": [";
+  for (std::size_t i = 0; i < findings.failures.size(); ++i)
+    result += (i > 0 ? ", " : "") + quoted(findings.failures[i]);
+  return result + "]\n}\n";
 }
 
 std::string file_name(const Machine& machine) {

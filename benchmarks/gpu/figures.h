@@ -47,6 +47,7 @@ struct Findings {
   Machine machine;
   double bandwidth = 0;  // bytes read and written per second by the fastest copy
   std::vector<Figure> figures;
+  std::vector<std::string> failures;  // errors in place of figures
 };
 
 std::string markdown(const Findings& findings);

@@ -63,7 +63,16 @@ TEST("the table for programs has every setting that was tried") {
   CHECK(has(table, R"("setting": "66 blocks", "goal": "80 % of the floor", "met": true, "trials": [)"));
   CHECK(has(table, R"({"setting": "33 blocks", "microseconds": 1300, "least": 1200, "most": 1400},)"));
   CHECK(has(table, R"("goal": "at most 8 us", "met": false)"));
+  CHECK(has(table, R"("failures": []
+})"));
   CHECK_EQ(std::count(table.begin(), table.end(), '{'), std::count(table.begin(), table.end(), '}'));
+}
+
+TEST("what failed is in both tables") {
+  Findings findings = example();
+  findings.failures = {"A kernel's result must be \"right\".", "Another."};
+  CHECK(has(markdown(findings), "\nFailed: A kernel's result must be \"right\".\n\nFailed: Another.\n"));
+  CHECK(has(json(findings), R"("failures": ["A kernel's result must be \"right\".", "Another."])"));
 }
 
 TEST("the file's name has the date and the device") {

@@ -71,22 +71,42 @@ constexpr Group groups[] = {{"fusion", time_fusion},
                             {"leaves", time_leaves},
                             {"schedules", time_schedules}};
 
-void run(Session& session, const std::string& only) {
-  session.findings().machine = this_machine();
-  time_copies(session);
-  for (const Group& group : groups) {
-    if (std::string_view(group.name).find(only) == std::string_view::npos) continue;
-    std::fprintf(stderr, "# %s\n", group.name);
-    group.run(session);
-  }
-}
-
 void write(const std::string& path, const std::string& text) {
   std::ofstream file(path);
   file << text;
   file.close();
   if (!file) fail_system("could not write " + path);
-  std::fprintf(stderr, "# written: %s\n", path.c_str());
+}
+
+// After every group, so that what there is stays if the program is ended.
+void write_tables(const Findings& findings, const Arguments& arguments) {
+  if (arguments.rehearse || arguments.directory.empty()) return;
+  const std::string path = arguments.directory + "/" + file_name(findings.machine);
+  write(path + ".md", markdown(findings));
+  write(path + ".json", json(findings));
+}
+
+void run(Session& session, const Arguments& arguments) {
+  session.findings().machine = this_machine();
+  time_copies(session);
+  for (const Group& group : groups) {
+    if (std::string_view(group.name).find(arguments.only) == std::string_view::npos) continue;
+    std::fprintf(stderr, "# %s\n", group.name);
+    group.run(session);
+    write_tables(session.findings(), arguments);
+  }
+}
+
+// A rehearsal's table would be of times that mean nothing.
+void print(const Findings& findings, bool rehearsed) {
+  if (!rehearsed) {
+    std::printf("%s", markdown(findings).c_str());
+    return;
+  }
+  std::size_t trials = 0;
+  for (const Figure& figure : findings.figures) trials += figure.trials.size();
+  std::printf("%zu figures rehearsed in %zu settings, %zu failed\n", findings.figures.size(), trials,
+              findings.failures.size());
 }
 
 int bench(const Arguments& arguments) {
@@ -97,20 +117,9 @@ int bench(const Arguments& arguments) {
     return skipped;
   }
   Session session(arguments.rehearse ? rehearsal() : full_plan());
-  run(session, arguments.only);
-  const Findings& findings = session.findings();
-  if (arguments.rehearse) {
-    std::size_t trials = 0;
-    for (const Figure& figure : findings.figures) trials += figure.trials.size();
-    std::printf("%zu figures rehearsed in %zu settings: all results right\n", findings.figures.size(), trials);
-    return 0;
-  }
-  std::printf("%s", markdown(findings).c_str());
-  if (arguments.directory.empty()) return 0;
-  const std::string path = arguments.directory + "/" + file_name(findings.machine);
-  write(path + ".md", markdown(findings));
-  write(path + ".json", json(findings));
-  return 0;
+  run(session, arguments);
+  print(session.findings(), arguments.rehearse);
+  return session.findings().failures.empty() ? 0 : 1;
 }
 
 }  // namespace

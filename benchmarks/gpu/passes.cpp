@@ -228,21 +228,20 @@ void time_fusion(Session& session) {
         const DType from = packs ? DType::f32 : other, to = packs ? other : DType::f32;
         const std::string name = std::string(packs ? "pack " : "unpack ") + std::string(info(from).name) + " to " +
                                  std::string(info(to).name) + ", " + layout.name;
-        time_pass(session, {name, from, to, layout, packs});
+        session.attempt([&] { time_pass(session, {name, from, to, layout, packs}); });
       }
 }
 
 void time_reductions(Session& session) {
-  for (const int inputs : {2, 4, 8}) time_reduction(session, inputs, DType::f32);
-  time_reduction(session, 4, DType::f16);
-  time_reduction(session, 4, DType::bf16);
+  for (const int inputs : {2, 4, 8}) session.attempt([&] { time_reduction(session, inputs, DType::f32); });
+  for (const DType half : {DType::f16, DType::bf16}) session.attempt([&] { time_reduction(session, 4, half); });
 }
 
 void time_updates(Session& session) {
   const Goal goal{.share = 0.85};
   for (const Optimizer& optimizer : {Optimizer{"SGD with momentum", Rule::sgd, 1, {}},
                                      Optimizer{"Adam", Rule::adam, 2, goal}, Optimizer{"AdamW", Rule::adamw, 2, goal}})
-    for (const int parts : {1, 4}) time_update(session, optimizer, parts);
+    for (const int parts : {1, 4}) session.attempt([&] { time_update(session, optimizer, parts); });
 }
 
 }  // namespace ringred::cuda

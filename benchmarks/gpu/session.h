@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <exception>
 #include <functional>
 #include <string>
 #include <utility>
@@ -50,6 +52,15 @@ class Session {
 
   void add(Figure figure) {
     if (!figure.trials.empty()) findings_.figures.push_back(std::move(figure));
+  }
+  // What fails in it is told of, and is no figure; the others are measured.
+  void attempt(const std::function<void()>& body) {
+    try {
+      body();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "# failed: %s\n", error.what());
+      findings_.failures.push_back(error.what());
+    }
   }
   void found_bandwidth(double bandwidth) { findings_.bandwidth = std::max(findings_.bandwidth, bandwidth); }
   Findings& findings() { return findings_; }

@@ -230,6 +230,18 @@ TEST("what one rank reads, another has written or had") {
     }
 }
 
+TEST("in all, a ring reads and writes 6n - 4 vectors and trees one more, for their roots hand out what they keep") {
+  for (int size = 2; size <= most_ranks; ++size)
+    for (const Algorithm algorithm : {Algorithm::ring, Algorithm::double_tree}) {
+      int touched = 0, chunks = 0;
+      for (const Tape& tape : make_tapes(record(algorithm, size, 8))) {
+        touched += traffic_of(tape).reads + traffic_of(tape).writes;
+        chunks = tape.chunks;
+      }
+      CHECK_EQ(touched, (6 * size - (algorithm == Algorithm::ring ? 4 : 3)) * chunks);
+    }
+}
+
 TEST("a schedule that cannot be played is refused with a reason") {
   CHECK_THROWS(make_tapes(record(Algorithm::ring, 9, 1)), "1 to 8 ranks: got 9");
   Schedule waits = record(Algorithm::ring, 2, 1);
