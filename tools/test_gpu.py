@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -124,8 +125,11 @@ def run_stages(run: Run, names: Sequence[str]) -> int:
             outcome = f"passed: {STAGES[name](run, LIMITS[name])}"
         except Skip as reason:
             outcome = f"skipped: {reason}"
-        except (Failure, OSError) as reason:
+        except Failure as reason:
             outcome = f"FAILED: {reason}"
+        except Exception as reason:  # the stages behind it are still worth the machine's time
+            traceback.print_exc()
+            outcome = f"FAILED: {type(reason).__name__}: {reason}"
         run.outcomes[name] = f"{outcome} ({time.monotonic() - began:.0f} s)"
     print("== summary", *(f"  {name}: {outcome}" for name, outcome in run.outcomes.items()), sep="\n")
     return 1 if any(outcome.startswith("FAILED") for outcome in run.outcomes.values()) else 0
@@ -135,15 +139,19 @@ def build(run: Run, limit: float) -> str:
     """Configure and build, with the Python module if it can be built here."""
     if missing := gpu_build.missing_tool():
         raise Failure(missing)
-    against = gpu_build.reason_against_module()
-    targets = ["gpu_tests"] if against else ["gpu_tests", "python_modules"]
-    for words in (
-        gpu_build.configure_command(run.build, against is None),
-        gpu_build.build_command(run.build, *targets),
-    ):
-        if run.command(words, limit)[0] != 0:
-            raise Failure(f"{' '.join(words[:3])}")
-    return "kernels and their tests" + ("" if against else ", the Python module")
+    with_module = gpu_build.reason_against_module() is None
+    configure = gpu_build.configure_command
+    configured = run.command(configure(run.build, with_module), limit) == 0
+    # Kernels need no Python: what keeps the module from being built does not keep them.
+    if not configured and run.command(configure(run.build, with_module=False), limit) != 0:
+        raise Failure("cmake could not configure the build")
+    if run.command(gpu_build.build_command(run.build, "gpu_tests"), limit) != 0:
+        raise Failure("the tests of kernels")
+    if not with_module:
+        return "kernels and their tests"
+    if not configured or run.command(gpu_build.build_command(run.build, "python_modules"), limit) != 0:
+        raise Failure("the Python module; the tests of kernels are built")
+    return "kernels and their tests, the Python module"
 
 
 def device(run: Run, limit: float) -> str:

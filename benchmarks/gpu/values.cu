@@ -1,4 +1,4 @@
-#include <cuda/atomic>
+#include <numeric>
 
 #include "benchmarks/gpu/values.h"
 #include "csrc/cuda/launch.h"
@@ -6,32 +6,30 @@
 namespace ringred::cuda {
 namespace {
 
-__global__ void count_differences(const unsigned* left, const unsigned* right, std::size_t words, const char* left_rest,
-                                  const char* right_rest, unsigned rest, unsigned long long* count) {
+// Each thread tells how many it has found.
+__global__ void find_differences(const unsigned* left, const unsigned* right, std::size_t words, const char* left_rest,
+                                 const char* right_rest, unsigned rest, unsigned* found) {
   const std::size_t thread = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x;
-  unsigned long long different = 0;
+  unsigned different = thread < rest && left_rest[thread] != right_rest[thread] ? 1 : 0;
   for (std::size_t i = thread; i < words; i += gridDim.x * std::size_t{blockDim.x})
     different += left[i] != right[i] ? 1 : 0;
-  if (thread < rest) different += left_rest[thread] != right_rest[thread] ? 1 : 0;
-  if (different > 0) {
-    const ::cuda::atomic_ref<unsigned long long, ::cuda::thread_scope_device> total(*count);
-    total.fetch_add(different, ::cuda::memory_order_relaxed);
-  }
+  found[thread] = different;
 }
 
 }  // namespace
 
 std::uint64_t differences(const void* left, const void* right, std::size_t bytes, cudaStream_t stream) {
-  const unsigned long long zero = 0;
-  const DeviceTable<unsigned long long> count(std::span<const unsigned long long>(&zero, 1));
   const std::size_t words = bytes / 4;
-  launch("count_differences", count_differences, strided_grid(words + 1), stream, static_cast<const unsigned*>(left),
+  const Grid grid = strided_grid(words + 1);
+  const DeviceTable<unsigned> found(std::size_t{grid.blocks} * grid.threads);
+  launch("find_differences", find_differences, grid, stream, static_cast<const unsigned*>(left),
          static_cast<const unsigned*>(right), words, static_cast<const char*>(left) + words * 4,
-         static_cast<const char*>(right) + words * 4, static_cast<unsigned>(bytes % 4), count.data());
+         static_cast<const char*>(right) + words * 4, static_cast<unsigned>(bytes % 4), found.data());
   check(cudaStreamSynchronize(stream), "compare two arrays");
-  unsigned long long found = 0;
-  check(cudaMemcpy(&found, count.data(), sizeof found, cudaMemcpyDefault), "read a number of differences");
-  return found;
+  std::vector<unsigned> host(found.size());
+  check(cudaMemcpy(host.data(), found.data(), host.size() * sizeof(unsigned), cudaMemcpyDefault),
+        "read the differences of two arrays");
+  return std::accumulate(host.begin(), host.end(), std::uint64_t{0});
 }
 
 }  // namespace ringred::cuda

@@ -73,8 +73,43 @@ def test_exit_code_is_honest(tool: Any, tmp_path: Path, capsys: pytest.CaptureFi
         "  build: passed: kernels (0 s)",
         "  memcheck: skipped: there is no compute-sanitizer (0 s)",
     ]
+    tool.STAGES["device"] = lambda run, limit: [][1]
+    assert tool.run_stages(make_run(tool, tmp_path), ["device", "build"]) == 1
+    assert "device: FAILED: IndexError: list index" in capsys.readouterr().out
     assert tool.run_stages(make_run(tool, tmp_path, seconds=0), ["build"]) == 1
     assert "build: FAILED: no time left of 470 s" in capsys.readouterr().out
+
+
+def test_build_takes_what_the_machine_has(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cmake that fails where its words have what the file `broken` says."""
+    script(tmp_path / "bin" / "cmake", f'echo "$@" >> {tmp_path}/calls\n! echo "$@" | grep -qf {tmp_path}/broken')
+    run = make_run(tool, tmp_path / "build", path=f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(tool.gpu_build, "missing_tool", lambda: None)
+    monkeypatch.setattr(tool.gpu_build, "reason_against_module", lambda: None)
+
+    def calls(broken: str = "nothing") -> list[str]:
+        """What cmake is called for: the words that tell the calls apart."""
+        (tmp_path / "calls").unlink(missing_ok=True)
+        (tmp_path / "broken").write_text(broken)
+        try:
+            said = tool.build(run, 30)
+        except tool.Failure as failure:
+            said = f"failed: {failure}"
+        lines = (tmp_path / "calls").read_text().splitlines()
+        return [" ".join(re.findall(r"RINGRED_PYTHON|gpu_tests|python_modules", line)) for line in lines] + [said]
+
+    both = "kernels and their tests, the Python module"
+    module_failed = "failed: the Python module; the tests of kernels are built"
+    assert calls() == ["RINGRED_PYTHON", "gpu_tests", "python_modules", both]
+    assert calls("RINGRED_PYTHON") == ["RINGRED_PYTHON", "", "gpu_tests", module_failed]
+    assert calls("python_modules") == ["RINGRED_PYTHON", "gpu_tests", "python_modules", module_failed]
+    assert calls("gpu_tests") == ["RINGRED_PYTHON", "gpu_tests", "failed: the tests of kernels"]
+    assert calls("-S") == ["RINGRED_PYTHON", "", "failed: cmake could not configure the build"]
+    monkeypatch.setattr(tool.gpu_build, "reason_against_module", lambda: "there is no torch")
+    assert calls() == ["", "gpu_tests", "kernels and their tests"]
+    monkeypatch.setattr(tool.gpu_build, "missing_tool", lambda: "there is no cmake. Install it")
+    with pytest.raises(tool.Failure, match="there is no cmake"):
+        tool.build(run, 30)
 
 
 def test_limit_ends_a_command_and_what_it_started(tool: Any, tmp_path: Path) -> None:
