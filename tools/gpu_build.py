@@ -63,8 +63,9 @@ def configure_command(build: Path, with_module: bool) -> list[str]:
     words.append("-DRINGRED_CUDA_FAST=ON")
     if shutil.which("ninja") and not (build / "CMakeCache.txt").exists():
         words += ["-G", "Ninja"]
+    words.append(f"-DRINGRED_PYTHON={'ON' if with_module else 'OFF'}")
     if with_module:
-        words += ["-DRINGRED_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+        words.append(f"-DPython_EXECUTABLE={sys.executable}")
     return [*words, *shlex.split(os.environ.get("CMAKE_FLAGS", ""))]
 
 

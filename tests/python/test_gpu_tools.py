@@ -96,17 +96,17 @@ def test_build_takes_what_the_machine_has(tool: Any, tmp_path: Path, monkeypatch
         except tool.Failure as failure:
             said = f"failed: {failure}"
         lines = (tmp_path / "calls").read_text().splitlines()
-        return [" ".join(re.findall(r"RINGRED_PYTHON|gpu_tests|python_modules", line)) for line in lines] + [said]
+        return [" ".join(re.findall(r"PYTHON=ON|PYTHON=OFF|gpu_tests|python_modules", line)) for line in lines] + [said]
 
     both = "kernels and their tests, the Python module"
     module_failed = "failed: the Python module; the tests of kernels are built"
-    assert calls() == ["RINGRED_PYTHON", "gpu_tests", "python_modules", both]
-    assert calls("RINGRED_PYTHON") == ["RINGRED_PYTHON", "", "gpu_tests", module_failed]
-    assert calls("python_modules") == ["RINGRED_PYTHON", "gpu_tests", "python_modules", module_failed]
-    assert calls("gpu_tests") == ["RINGRED_PYTHON", "gpu_tests", "failed: the tests of kernels"]
-    assert calls("-S") == ["RINGRED_PYTHON", "", "failed: cmake could not configure the build"]
+    assert calls() == ["PYTHON=ON", "gpu_tests", "python_modules", both]
+    assert calls("PYTHON=ON") == ["PYTHON=ON", "PYTHON=OFF", "gpu_tests", module_failed]
+    assert calls("python_modules") == ["PYTHON=ON", "gpu_tests", "python_modules", module_failed]
+    assert calls("gpu_tests") == ["PYTHON=ON", "gpu_tests", "failed: the tests of kernels"]
+    assert calls("-S") == ["PYTHON=ON", "PYTHON=OFF", "failed: cmake could not configure the build"]
     monkeypatch.setattr(tool.gpu_build, "reason_against_module", lambda: "there is no torch")
-    assert calls() == ["", "gpu_tests", "kernels and their tests"]
+    assert calls() == ["PYTHON=OFF", "gpu_tests", "kernels and their tests"]
     monkeypatch.setattr(tool.gpu_build, "missing_tool", lambda: "there is no cmake. Install it")
     with pytest.raises(tool.Failure, match="there is no cmake"):
         tool.build(run, 30)
@@ -204,7 +204,7 @@ def test_build_is_for_one_architecture_and_with_what_the_user_asks(tool: Any, mo
     words = tool.gpu_build.configure_command(Path("there"), True)
     assert {"-DRINGRED_CUDA=ON", "-DRINGRED_CUDA_FAST=ON", "-DRINGRED_PYTHON=ON"} <= set(words)
     assert words[-2:] == ["-DRINGRED_WERROR=ON", "-DA=b c"]
-    assert "-DRINGRED_PYTHON=ON" not in tool.gpu_build.configure_command(Path("there"), False)
+    assert "-DRINGRED_PYTHON=OFF" in tool.gpu_build.configure_command(Path("there"), False)
     declared = (ROOT / "CMakeLists.txt").read_text() + (ROOT / "csrc/cuda/cuda.cmake").read_text()
     for word in words:
         if word.startswith("-DRINGRED_"):
