@@ -36,7 +36,7 @@ from gpu_build import ROOT
 
 ALL_SECONDS = 470.0
 KILL_SECONDS = 10.0
-LIMITS = {"build": 270.0, "device": 150.0, "memcheck": 75.0, "racecheck": 75.0, "python": 300.0}
+LIMITS = {"build": 270.0, "device": 150.0, "memcheck": 90.0, "racecheck": 90.0, "python": 300.0}
 SHORT_TESTS = (
     ("tests/cuda/cuda_launch_test", "threads of a block meet in shared memory"),
     ("tests/cuda/cuda_fusion_test", "pieces of large tensors meet without a seam"),
