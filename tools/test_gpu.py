@@ -19,8 +19,6 @@ import argparse
 import importlib.util
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,10 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gpu_build
+import store_ranks
 from gpu_build import ROOT
 
 ALL_SECONDS = 470.0
-KILL_SECONDS = 10.0
 LIMITS = {"build": 270.0, "device": 150.0, "memcheck": 90.0, "racecheck": 90.0, "python": 300.0}
 SHORT_TESTS = (
     ("tests/cuda/cuda_launch_test", "threads of a block meet in shared memory"),
@@ -50,6 +48,13 @@ SHORT_TESTS = (
 REFUSALS = ("Device not supported", "Failed to initialize", "Unable to find injection library", "not permitted")
 SANITIZER_ERRORS = 86
 JOB_SECONDS = 90.0
+DEVICE_VARIABLE = "RINGRED_TEST_DEVICE"
+SUITE = {
+    1: ["tests/parallel"],
+    2: ["tests/parallel"],
+    4: ["tests/parallel/test_collectives.py", "tests/parallel/test_torch_training.py"],
+}
+"""By number of ranks, which files of the pytest suite run on tensors of the GPU."""
 MEETING = """
 import numpy, ringred
 ringred.init()
@@ -86,7 +91,7 @@ class Run:
         try:
             return process.wait(limit)
         except subprocess.TimeoutExpired:
-            end(process)
+            store_ranks.end(process)
             raise Failure(f"not finished after {limit:.0f} s: {' '.join(words)}") from None
 
     def listen(self, words: Sequence[str], limit: float, variables: dict[str, str] | None = None) -> tuple[int, str]:
@@ -211,13 +216,11 @@ def python(run: Run, limit: float) -> str:
     together(run, ["-c", MEETING], paths)
     if importlib.util.find_spec("cupy") is not None:
         together(run, [str(ROOT / "examples" / "cupy_allreduce.py")], paths)
-    tests = [sys.executable, str(ROOT / "tools" / "test.py")]
-    if "--device" not in run.listen([*tests, "--help"], 60, paths)[1]:
-        raise Skip("two processes met through torch's store; tools/test.py has no tests on tensors of a GPU yet")
-    status, text = run.listen([*tests, "--device", "cuda"], limit, paths)
-    if status != 0:
-        raise Failure(f"tools/test.py --device cuda: exit code {status}")
-    return next((line for line in reversed(text.splitlines()) if line.startswith("tests: ")), "all")
+    if DEVICE_VARIABLE not in (ROOT / "tests" / "parallel" / "conftest.py").read_text():
+        raise Skip("two processes met through torch's store; the pytest suite has no tensors of a GPU yet")
+    for count, files in SUITE.items():
+        together(run, ["-m", "pytest", "-q", *files], {**paths, DEVICE_VARIABLE: "cuda"}, count, limit)
+    return "the pytest suite on " + ", ".join(map(str, SUITE)) + " ranks"
 
 
 def install_module(run: Run) -> Path:
@@ -235,40 +238,13 @@ def install_module(run: Run) -> Path:
     return site
 
 
-def together(run: Run, words: Sequence[str], paths: dict[str, str], count: int = 2) -> None:
-    """Run Python as so many ranks, without MPI or a launcher: they meet in torch's store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    stop = time.monotonic() + min(JOB_SECONDS, max(1.0, run.left()))
-    processes = []
-    for rank in range(count):
-        variables = {**run.environment, **paths, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, *words]
-        processes.append(subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True))
-    try:
-        for rank, process in enumerate(processes):
-            status = process.wait(max(0.1, stop - time.monotonic()))
-            if status != 0:
-                raise Failure(f"rank {rank} of {count}: exit code {status}: python {words[0]}")
-    except subprocess.TimeoutExpired:
-        raise Failure(f"rank {rank} of {count} has not finished in time: python {words[0]}") from None
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> int:
-    """End a process with all that it started; return its status, never 0."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(KILL_SECONDS)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-    return process.poll() or 1
+def together(
+    run: Run, words: Sequence[str], variables: dict[str, str], count: int = 2, limit: float = JOB_SECONDS
+) -> None:
+    """Run Python as so many ranks, without MPI or a launcher."""
+    seconds = min(limit, max(1.0, run.left()))
+    if failure := store_ranks.run(words, {**run.environment, **variables}, count, seconds, run.build):
+        raise Failure(failure)
 
 
 STAGES: dict[str, Callable[[Run, float], str]] = {

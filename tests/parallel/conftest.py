@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +37,15 @@ def one_node() -> None:
     """Skip where ranks are on several nodes."""
     if rr.local_size() != rr.size():
         pytest.skip("needs all ranks on one node")
+
+
+@pytest.fixture
+def mpi() -> Any:
+    """mpi4py's MPI, if it is what brought the ranks together; else a skip."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # there is none, or no library for it
+        pytest.skip(f"needs mpi4py and an MPI: {error}")
+    if MPI.COMM_WORLD.Get_size() != rr.size():
+        pytest.skip("needs ranks that mpirun has started")
+    return MPI

@@ -562,11 +562,10 @@ def test_error_of_one_rank_alone_leaves_it_in_step() -> None:
 # Threads
 
 
-def test_second_thread_in_a_collective_gets_a_usage_error() -> None:
+def test_second_thread_in_a_collective_gets_a_usage_error(mpi: Any) -> None:
     """Two threads of rank 0 enter while the others wait for a message that only follows on the error of one of them."""
     needs_ranks(2)
-    world = pytest.importorskip("mpi4py.MPI", reason="needs MPI to hold the other ranks").COMM_WORLD
-    assert world.size == rr.size()
+    world = mpi.COMM_WORLD  # holds the other ranks
     if rr.rank() > 0:
         request = world.Ibarrier()
         while not request.Test():

@@ -31,7 +31,7 @@ def load(name: str) -> Any:
 def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(TOOLS)
     yield load("test_gpu")
-    for name in ("gpu_build", "tool_test_gpu"):
+    for name in ("gpu_build", "store_ranks", "tool_test_gpu"):
         sys.modules.pop(name, None)
 
 
@@ -189,14 +189,46 @@ def test_sanitizer_refused_or_with_errors(tool: Any, tmp_path: Path, text: str, 
     assert first.endswith(f"{tmp_path}/tests/cuda/cuda_launch_test threads of a block meet in shared memory")
 
 
-def test_ranks_meet_without_a_launcher(tool: Any, tmp_path: Path) -> None:
+def test_ranks_meet_without_a_launcher(tool: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = make_run(tool, tmp_path)
     program = "import os; open(os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'] + os.environ['MASTER_PORT'])"
     tool.together(run, ["-c", f"import os; os.chdir({str(tmp_path)!r}); {program}"], {})
     first, second = ((tmp_path / name).read_text() for name in "01")
     assert first == second and first.startswith("2")
-    with pytest.raises(tool.Failure, match="rank 1 of 2: exit code 5"):
-        tool.together(run, ["-c", "import os, sys; sys.exit(5 * int(os.environ['RANK']))"], {})
+    fails = "import os, sys; print('here is', os.environ['RANK']); sys.exit(5 * int(os.environ['RANK']))"
+    with pytest.raises(tool.Failure, match="rank 1 of 2: exit code 5: python -c"):
+        tool.together(run, ["-c", fails], {})
+    assert capfd.readouterr().out == "here is 0\n-- rank 1\nhere is 1\n"
+    fails_alone = "import os, sys, time; time.sleep(50 * (1 - int(os.environ['RANK']))); sys.exit(5)"
+    with pytest.raises(tool.Failure, match="rank 1 of 2: exit code 5"):  # while rank 0 would wait for it
+        tool.together(run, ["-c", fails_alone], {})
+    with pytest.raises(tool.Failure, match="rank 0 of 2: not finished in time"):
+        tool.together(run, ["-c", "import time; time.sleep(50)"], {}, 2, 0.2)
+
+
+def test_python_stage_runs_what_there_is(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks: list[tuple[int, str]] = []
+
+    def together(run: Any, words: list[str], variables: dict[str, str], count: int = 2, limit: float = 1) -> None:
+        ranks.append((count, variables.get(tool.DEVICE_VARIABLE, "cpu")))
+
+    run = make_run(tool, tmp_path)
+    monkeypatch.setattr(tool, "together", together)
+    monkeypatch.setattr(tool, "install_module", lambda run: tmp_path)
+    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)  # no cupy
+    monkeypatch.setattr(tool.gpu_build, "reason_against_module", lambda: None)
+    monkeypatch.setattr(run, "command", lambda words, limit, variables=None: 0)
+    monkeypatch.setattr(tool, "DEVICE_VARIABLE", "RINGRED_TEST_NODES")  # which the suite reads
+    assert tool.python(run, 30) == "the pytest suite on 1, 2, 4 ranks"
+    assert ranks == [(2, "cpu"), (1, "cuda"), (2, "cuda"), (4, "cuda")]
+    monkeypatch.setattr(tool, "DEVICE_VARIABLE", "RINGRED_TEST_NOTHING")
+    with pytest.raises(tool.Skip, match="two processes met"):
+        tool.python(run, 30)
+    monkeypatch.setattr(run, "command", lambda words, limit, variables=None: 3)
+    with pytest.raises(tool.Skip, match="can use no GPU here"):
+        tool.python(run, 30)
+    for files in tool.SUITE.values():
+        assert all((ROOT / file).exists() for file in files)
 
 
 def test_build_is_for_one_architecture_and_with_what_the_user_asks(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
