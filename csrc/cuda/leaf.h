@@ -29,12 +29,11 @@
 // call that reported, all ranks' memory is zeroed before the next.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 #include <cstdint>
 
 #include "csrc/base/types.h"
+#include "csrc/cuda/abi.h"
 #include "csrc/cuda/report.h"
 #include "csrc/cuda/tape.h"
 
@@ -89,7 +88,7 @@ struct LeafCall {
 };
 
 // Throws a usage error where it cannot be done, a system error where CUDA refuses. Does not wait for the device.
-void allreduce(Leaf leaf, const LeafCall& call, cudaStream_t stream);
+void allreduce(Leaf leaf, const LeafCall& call, Stream stream);
 
 // The blocks of this leaf that the current device can run at the same time for each of `seats` ranks.
 int most_blocks(Leaf leaf, DType dtype, int seats, unsigned threads);

@@ -16,12 +16,11 @@
 // before the next.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 #include <cstdint>
 
 #include "csrc/base/types.h"
+#include "csrc/cuda/abi.h"
 #include "csrc/cuda/mail.h"
 #include "csrc/cuda/report.h"
 #include "csrc/cuda/tape.h"
@@ -80,7 +79,7 @@ struct Performance {
 };
 
 // Throws a usage error where it cannot be played, a system error where CUDA refuses. Does not wait for the device.
-void play(const Performance& performance, cudaStream_t stream);
+void play(const Performance& performance, Stream stream);
 
 // The most stripes that the current device can run at the same time, of `lanes` lanes for each of `seats` ranks.
 int most_stripes(DType dtype, int seats, int lanes, unsigned threads);

@@ -9,12 +9,11 @@
 // they are in.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 #include <cstdint>
 
 #include "csrc/base/types.h"
+#include "csrc/cuda/abi.h"
 
 namespace ringred::cuda {
 
@@ -30,7 +29,6 @@ struct ReduceArrays {
 
 // Throws a usage error for an operator that the dtype does not have, and for arrays that are too many, null or not at
 // multiples of the size of an element. `divisor` is read for Op::average only.
-void reduce(const ReduceArrays& arrays, std::size_t count, DType dtype, Op op, std::int64_t divisor,
-            cudaStream_t stream);
+void reduce(const ReduceArrays& arrays, std::size_t count, DType dtype, Op op, std::int64_t divisor, Stream stream);
 
 }  // namespace ringred::cuda
