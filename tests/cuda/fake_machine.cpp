@@ -7,15 +7,18 @@
 
 namespace ringred::check {
 
-Storage::Storage(std::size_t size, int on_device) : bytes(size), device(on_device), room_(size + 2 * zone, pattern) {
-  data = room_.data() + zone;
+Storage::Storage(std::size_t size, int on_device)
+    : bytes(size), device(on_device), room_(size + 2 * zone + alignment, pattern) {
+  void* start = room_.data() + zone;
+  std::size_t space = size + zone + alignment;
+  data = static_cast<std::byte*>(std::align(alignment, size, start, space));
 }
 
 bool Storage::is_whole() const {
   if (room_.empty()) return true;
   const auto untouched = [](std::byte byte) { return byte == pattern; };
-  return std::all_of(room_.begin(), room_.begin() + zone, untouched) &&
-         std::all_of(room_.end() - zone, room_.end(), untouched);
+  return std::all_of(room_.data(), static_cast<const std::byte*>(data), untouched) &&
+         std::all_of(static_cast<const std::byte*>(data) + bytes, room_.data() + room_.size(), untouched);
 }
 
 FakeMachine::FakeMachine(int device_count) : devices(static_cast<std::size_t>(device_count)) {

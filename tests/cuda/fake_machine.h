@@ -48,7 +48,7 @@ class Storage {
   std::atomic<int> opened{0};  // by other processes
 
  private:
-  static constexpr std::size_t zone = 64;
+  static constexpr std::size_t zone = 64, alignment = 256;  // as of cuMemAlloc
   static constexpr std::byte pattern{0xa5};
   std::vector<std::byte> room_;
 };

@@ -4,54 +4,65 @@
 #include <memory>
 #include <optional>
 
-struct CUgraph_st {
-  std::vector<ringred::emulation::Work> work;
+namespace ringred::emulation {
+namespace {
+
+// What handles point to, which are opaque as CUDA's are.
+struct MadeGraph {
+  std::vector<Work> work;
 };
-struct CUgraphExec_st {
-  std::vector<ringred::emulation::Work> work;
-};
-struct CUstream_st {
+struct MadeStream {
   unsigned flags;
-  std::optional<CUgraph_st> capture;
+  std::optional<MadeGraph> capture;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   bool invalid = false;  // of the capture
 };
-struct CUevent_st {
+struct MadeEvent {
   std::int64_t recorded;  // 0: never
   bool captured;
 };
 
-namespace ringred::emulation {
-namespace {
+MadeStream* made(cudaStream_t stream) {
+  return reinterpret_cast<MadeStream*>(stream);
+}
+MadeEvent* made(cudaEvent_t event) {
+  return reinterpret_cast<MadeEvent*>(event);
+}
+MadeGraph* made(cudaGraph_t graph) {
+  return reinterpret_cast<MadeGraph*>(graph);
+}
+MadeGraph* made(cudaGraphExec_t executable) {
+  return reinterpret_cast<MadeGraph*>(executable);
+}
 
 thread_local std::vector<cudaStream_t> capturing;  // by calls of this thread
 
 cudaError_t break_capture(cudaStream_t stream) {
-  stream->invalid = true;
+  made(stream)->invalid = true;
   return answer(cudaErrorStreamCaptureUnsupported);
 }
 
 bool captures(cudaStream_t stream) {
-  return stream != nullptr && stream->capture.has_value();
+  return stream != nullptr && made(stream)->capture.has_value();
 }
 
 cudaError_t check_event(cudaEvent_t event) {
-  return answer(event->captured ? cudaErrorCapturedEvent : cudaSuccess);
+  return answer(made(event)->captured ? cudaErrorCapturedEvent : cudaSuccess);
 }
 
 }  // namespace
 
 cudaError_t enqueue(cudaStream_t stream, Work work) {
   if (!captures(stream)) return answer(work());
-  if (stream->invalid) return answer(cudaErrorStreamCaptureInvalidated);
-  stream->capture->work.push_back(std::move(work));
+  if (made(stream)->invalid) return answer(cudaErrorStreamCaptureInvalidated);
+  made(stream)->capture->work.push_back(std::move(work));
   return cudaSuccess;
 }
 
 cudaError_t outside_of_captures() {
   cudaError_t error = cudaSuccess;
   for (const cudaStream_t stream : capturing)
-    if (stream->mode != cudaStreamCaptureModeRelaxed) error = break_capture(stream);
+    if (made(stream)->mode != cudaStreamCaptureModeRelaxed) error = break_capture(stream);
   return error;
 }
 
@@ -60,11 +71,11 @@ cudaError_t outside_of_captures() {
 using namespace ringred::emulation;
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  *stream = new CUstream_st{.flags = flags, .capture = {}};
+  *stream = reinterpret_cast<cudaStream_t>(new MadeStream{.flags = flags, .capture = {}});
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
+  delete made(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -80,16 +91,16 @@ cudaError_t cudaDeviceSynchronize() {
   return outside_of_captures();
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st{0, false};
+  *event = reinterpret_cast<cudaEvent_t>(new MadeEvent{0, false});
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
+  delete made(event);
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  event->recorded = now();
-  event->captured = captures(stream);
+  made(event)->recorded = now();
+  made(event)->captured = captures(stream);
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
@@ -99,18 +110,18 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   return check_event(event);
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  if (start->captured || end->captured || start->recorded == 0 || end->recorded == 0)
+  if (made(start)->captured || made(end)->captured || made(start)->recorded == 0 || made(end)->recorded == 0)
     return answer(cudaErrorInvalidValue);
-  *milliseconds = static_cast<float>(static_cast<double>(end->recorded - start->recorded) * 1e-6);
+  *milliseconds = static_cast<float>(static_cast<double>(made(end)->recorded - made(start)->recorded) * 1e-6);
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   if (stream == nullptr) return answer(cudaErrorStreamCaptureUnsupported);  // the default stream cannot
   if (captures(stream)) return answer(cudaErrorInvalidValue);
-  stream->capture.emplace();
-  stream->mode = mode;
-  stream->invalid = false;
+  made(stream)->capture.emplace();
+  made(stream)->mode = mode;
+  made(stream)->invalid = false;
   capturing.push_back(stream);
   return cudaSuccess;
 }
@@ -119,27 +130,27 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const auto place = std::find(capturing.begin(), capturing.end(), stream);
   if (place == capturing.end()) return answer(cudaErrorInvalidValue);
   capturing.erase(place);
-  const bool invalid = stream->invalid;
-  if (!invalid) *graph = new CUgraph_st(std::move(*stream->capture));
-  stream->capture.reset();
+  const bool invalid = made(stream)->invalid;
+  if (!invalid) *graph = reinterpret_cast<cudaGraph_t>(new MadeGraph(std::move(*made(stream)->capture)));
+  made(stream)->capture.reset();
   return answer(invalid ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
   if (graph == nullptr) return answer(cudaErrorInvalidValue);
-  *executable = new CUgraphExec_st{graph->work};
+  *executable = reinterpret_cast<cudaGraphExec_t>(new MadeGraph{made(graph)->work});
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   if (executable == nullptr) return answer(cudaErrorInvalidValue);
-  for (const Work& work : executable->work)
+  for (const Work& work : made(executable)->work)
     if (const cudaError_t error = enqueue(stream, work); error != cudaSuccess) return error;
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
+  delete made(graph);
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  delete executable;
+  delete made(executable);
   return cudaSuccess;
 }
