@@ -36,7 +36,7 @@ struct Announcement {
   Op op = Op::sum;
   bool captured = false;
   std::int8_t algorithm = -1;  // -1: by size
-  std::uint16_t region = 0;    // of symmetric memory
+  std::uint64_t region = 0;    // of symmetric memory
   std::uint64_t offset = 0;    // in it
   std::uint64_t count = 0;
   double prescale = 1, postscale = 1;
@@ -48,7 +48,7 @@ struct Announcement {
 struct HostBlock {
   static constexpr std::size_t entries = 1024;
   static constexpr std::size_t words = 6;
-  enum State : std::uint32_t { present, left, broken };  // from present to one of the others, once
+  enum State : std::uint32_t { present, left, broken };  // a state only changes to a later one
 
   struct alignas(64) Entry {
     std::atomic<std::uint64_t> number;

@@ -45,7 +45,6 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -128,43 +127,60 @@ class DeviceCommunicator {
   struct Opening {};  // nothing is open yet
   DeviceCommunicator(Setup setup, Opening);
 
+  // communicator_opening.cpp
   void open();
+  void choose_way(const std::vector<PeerRow>& rows);
+  void open_direct(int blocks);
   void open_staging();
+  SymmetricMemory& add_memory(std::size_t bytes, bool zeroed);
+  void clear(const SymmetricMemory& memory);
+  long long patience() const;
+  template <class Work>
+  auto meet(Work&& work);
+
+  // communicator.cpp
+  void require_open() const;
   void check_call(const Reduction& reduction) const;
-  void check_array(DevicePointer address, const Reduction& reduction, const char* name) const;
+  void check_arrays(DevicePointer input, DevicePointer output, const Reduction& reduction) const;
   void announce(const Announcement& announcement);
-  void start(const CallerStream& caller, const Reduction& reduction, const Announcement& announcement,
-             FunctionRef<void(Stream own)> enqueue);
+  void start(const CallerStream& caller, Announcement announcement, FunctionRef<void(Stream own)> enqueue);
   void stage(const CallerStream& caller, DevicePointer input, DevicePointer output, const Reduction& reduction,
              const Announcement& announcement);
 
-  HostBlock& block(int rank) const { return *reinterpret_cast<HostBlock*>(setup_.host_blocks[index(rank)]); }
-  bool is_over() const;
-  bool own_work_ends();
+  // communicator_endings.cpp
+  bool is_idle() const;
+  bool is_reported() const;
   void look();
+  void throw_if_broken() const;
+  void throw_if_different();
   void throw_if_reported();
   std::string lacking() const;
   void break_off(ErrorKind kind, const std::string& reason);
-  template <class Work>
-  void or_break_off(Work&& work);
-  void close() noexcept;
+  void or_break_off(FunctionRef<void()> work);
+  bool leave();
+  void let_go();
 
+  HostBlock& block(int rank) const { return *reinterpret_cast<HostBlock*>(setup_.host_blocks[index(rank)]); }
   static std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
 
   const Setup setup_;
   Way way_ = Way::staged;
   std::string sentence_;
+  bool met_ = false;  // peers may have opened memory of this rank
+  bool ended_ = false;
+  int seats_ = 1;  // ranks that share this rank's device
   Mappings mappings_;
-  Announcements announcements_;
+  std::optional<Announcements> announcements_;
+  Announcement last_;                           // call
   std::optional<RegisteredMemory> registered_;  // this rank's host block, for the report
+  std::deque<SymmetricMemory> memories_;        // all that peers may have opened, and regions
+  std::vector<std::size_t> regions_;            // of allocate(), in memories_
   std::optional<StreamOrder> order_;
   std::optional<EventPool> events_;
-  std::optional<EventPool::Lease> done_;  // of the last call that was not captured
+  std::optional<EventPool::Lease> done_;  // of the last call that was not captured, on the direct way
   std::chrono::steady_clock::time_point began_{};
   std::unique_ptr<Direct> direct_;
   std::unique_ptr<Staging> staging_;
-  std::deque<SymmetricMemory> regions_;
-  bool ended_ = false;
 };
 
 }  // namespace ringred::cuda

@@ -6,16 +6,14 @@ option(RINGRED_CUDA_FAST "Compile kernels for compute capability 9.0 only" OFF)
 
 set(ringred_cuda_sources
   ${CMAKE_CURRENT_LIST_DIR}/check.cu
+  ${CMAKE_CURRENT_LIST_DIR}/device_kernels.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_tape.cu
   ${CMAKE_CURRENT_LIST_DIR}/fusion.cu
   ${CMAKE_CURRENT_LIST_DIR}/leaf.cu
-  ${CMAKE_CURRENT_LIST_DIR}/mail.cpp
   ${CMAKE_CURRENT_LIST_DIR}/player.cu
   ${CMAKE_CURRENT_LIST_DIR}/reduce.cu
   ${CMAKE_CURRENT_LIST_DIR}/reduce_integers.cu
-  ${CMAKE_CURRENT_LIST_DIR}/rehearsal.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/report.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/tape.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/scale.cu
   ${CMAKE_CURRENT_LIST_DIR}/update.cu)
 
 # Sets `reason` to why the CUDA part cannot be built here; empty if it can.
@@ -83,4 +81,4 @@ target_compile_options(ringred_cuda_options INTERFACE
 
 # Built where something links it.
 add_library(ringred_cuda STATIC EXCLUDE_FROM_ALL ${ringred_cuda_sources})
-target_link_libraries(ringred_cuda PUBLIC ringred_cuda_options)
+target_link_libraries(ringred_cuda PUBLIC ringred_cuda_options ringred_cuda_host)

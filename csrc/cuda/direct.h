@@ -46,6 +46,15 @@
 
 namespace ringred::cuda {
 
+// An algorithm that is ready to be played by this rank, with memory of its own for messages.
+struct ReadyAlgorithm {
+  Algorithm algorithm;
+  MailShape shape;
+  int stripes;
+  const SymmetricMemory& mail;  // zeroed and open
+  std::unique_ptr<UploadedTape> tape;
+};
+
 class Direct {
  public:
   struct Setup {
@@ -57,27 +66,44 @@ class Direct {
     Report* report;      // as the device addresses it
     long long patience;  // of a wait in a kernel, in ticks
     int blocks;          // of a kernel; the same on all ranks
-    int seats;           // ranks that share this rank's device
   };
 
-  static LeafShape leaf_shape(int size, const Sizes& sizes);
   static std::size_t bytes(int size, const Sizes& sizes);  // of `memory`
 
-  // `memory` is zeroed and open.
-  Direct(Setup setup, SymmetricMemory memory);
+  // `memory` is zeroed and open. It outlives this, as does that of algorithms.
+  Direct(Setup setup, const SymmetricMemory& memory);
 
-  // Enqueues on the stream of the call; in a capture, all of it becomes part of that.
+  void add(ReadyAlgorithm ready) { algorithms_.push_back(std::move(ready)); }
+  bool has(Algorithm algorithm) const { return find(algorithm) != nullptr; }
+
+  // Enqueue on the stream of the call; in a capture, all of it becomes part of that.
   void allreduce(Stream stream, DevicePointer input, DevicePointer output, const Reduction& reduction);
   void allreduce_symmetric(Stream stream, const SymmetricMemory& memory, std::size_t offset,
                            const Reduction& reduction);
 
-  SymmetricMemory& memory() { return memory_; }
-  bool is_idle() const;  // its own stream
+  const OwnStream& copies() const { return copies_; }
 
  private:
+  const ReadyAlgorithm* find(Algorithm algorithm) const;
+  bool is_long(const Reduction& reduction) const;
+  DevicePointer half(int rank, std::size_t piece) const;
+  std::size_t piece_elements(DType dtype) const;
+
+  void in_place(Stream stream, DevicePointer data, std::size_t count, const Reduction& reduction);
+  void leaf(Leaf leaf, Stream stream, LeafCall& call);
+  LeafCall leaf_call(std::size_t count, const Reduction& reduction) const;
+  void two_shot(Stream stream, std::size_t piece, std::size_t count, const Reduction& reduction);
+  void play(const ReadyAlgorithm& ready, Stream stream, DevicePointer data, std::size_t count,
+            const Reduction& reduction);
+
+  void through_buffer(Stream stream, DevicePointer input, DevicePointer output, const Reduction& reduction);
+  void in_pieces(Stream stream, DevicePointer input, DevicePointer output, const Reduction& reduction);
+  void play_pieces(Stream stream, Stream copies, DevicePointer input, DevicePointer output, const Reduction& reduction);
+
   const Setup setup_;
   const LeafShape shape_;
-  SymmetricMemory memory_;
+  const SymmetricMemory& memory_;
+  std::vector<ReadyAlgorithm> algorithms_;
   EventPool events_;
   OwnStream copies_;
 };

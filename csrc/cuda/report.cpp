@@ -27,7 +27,7 @@ std::string awaited_of(const Report& report) {
 }  // namespace
 
 std::string describe(const Report& report) {
-  if (report.taken == 0) return "";
+  if (report.taken != Report::there) return "";
   const std::string place = report.lane < 0
                                 ? "block " + std::to_string(report.stripe)
                                 : "lane " + std::to_string(report.lane) + ", move " + std::to_string(report.move) +

@@ -42,13 +42,17 @@ std::string in_words(DevicePointer address, std::uint64_t bytes) {
   return text;
 }
 
-void check_range(const Gpu& gpu, const PointerFacts& facts, DevicePointer address, std::uint64_t bytes) {
+void check_device(const Gpu& gpu, const PointerFacts& facts, DevicePointer address, std::uint64_t bytes) {
   if (facts.memory_type != static_cast<std::uint64_t>(MemoryType::device) && facts.managed == 0)
     fail_usage("A tensor on a GPU must lie in device memory: " + in_words(address, bytes) + " do not.");
   const auto ordinal = static_cast<int>(facts.ordinal);
   if (ordinal != gpu.facts.ordinal)
     fail_usage("A rank's tensors must lie on its device, " + gpu.facts.words() + ": this one lies on device " +
                std::to_string(ordinal) + ". Move it, or call torch.cuda.set_device before init().");
+}
+
+void check_range(const Gpu& gpu, const PointerFacts& facts, DevicePointer address, std::uint64_t bytes) {
+  check_device(gpu, facts, address, bytes);
   if (facts.range_size > 0 && address + bytes > facts.range_start + facts.range_size)
     fail_usage("A tensor must lie in one allocation: " + in_words(address, bytes) + " reach beyond " +
                in_words(facts.range_start, facts.range_size) + ".");
@@ -124,6 +128,13 @@ SharedRange share(const Gpu& gpu, const ProcessIdentity& self, DevicePointer add
     return by_descriptors(driver, range);
   if (facts.legacy_capable != 0) return refused(range, "the device does not support CUDA IPC");
   return refused(range, "its virtual memory was not made to be shared (CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)");
+}
+
+void check_on_device(const Gpu& gpu, DevicePointer address, std::size_t bytes) {
+  const Driver& driver = *gpu.driver;
+  const CurrentContext current(gpu);
+  const RelaxedCapture relaxed(driver);
+  check_device(gpu, facts_of(driver, address), address, bytes);
 }
 
 Descriptors descriptors_of(const Gpu& gpu, const SharedRange& range) {

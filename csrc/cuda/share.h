@@ -62,6 +62,9 @@ class Descriptors {
 // Throws a usage error where the range is not device memory of one allocation.
 SharedRange share(const Gpu& gpu, const ProcessIdentity& self, DevicePointer address, std::size_t bytes);
 
+// Throws a usage error where an address is not one of memory of this device, or of managed memory.
+void check_on_device(const Gpu& gpu, DevicePointer address, std::size_t bytes);
+
 // What goes with a range whose route is descriptors; to be closed when all peers have theirs.
 Descriptors descriptors_of(const Gpu& gpu, const SharedRange& range);
 

@@ -200,15 +200,8 @@ void Staging::to_device(DevicePointer to, const std::byte* from, std::size_t byt
   if (bytes > 0) driver.check(driver->copy_to_device(to, from, bytes, in_->get()), "copy from host memory");
 }
 
-// What a lost context leaves behind runs no more.
 bool Staging::is_idle() const {
-  const Driver& driver = *setup_.gpu.driver;
-  const RelaxedCapture relaxed(driver);
-  const auto has_ended = [&](const OwnStream& stream) {
-    const Result result = driver->stream_query(stream.get());
-    return result == Result::success || is_context_lost(result);
-  };
-  return has_ended(*out_) && has_ended(*in_);
+  return has_ended(*setup_.gpu.driver, out_->get()) && has_ended(*setup_.gpu.driver, in_->get());
 }
 
 bool Staging::is_done() const {

@@ -100,6 +100,7 @@ class Staging {
   ~Staging();
 
   bool on_device() const { return signals_->on_device(); }  // the host does not wait for peers
+  bool is_idle() const;                                     // nothing of it is under way
 
   // In order with the caller's stream. All ranks call with the same count and element size. Input and output are the
   // same, or do not overlap.
@@ -112,6 +113,9 @@ class Staging {
 
   // For whoever looks now and then: throws as await() does if the last call has been under way for too long.
   void check();
+
+  // Tells all ranks why this one takes no further part, and lets its streams run out.
+  void break_off(const std::string& reason);
 
  private:
   struct Call;
@@ -134,12 +138,10 @@ class Staging {
   void to_host(std::byte* to, DevicePointer from, std::size_t bytes);
   void to_device(DevicePointer to, const std::byte* from, std::size_t bytes);
 
-  bool is_idle() const;
   bool is_done() const;
   void wait_on_host(FunctionRef<bool()> ready);
   std::string lacking() const;  // who waits for whom
   void throw_if_broken() const;
-  void break_off(const std::string& reason);
   bool run_out();
   template <class Work>
   void or_break_off(Work&& work);

@@ -46,6 +46,17 @@ void require_no_capture(const Driver& driver, Stream stream, const char* what, c
                ". Make the call outside of the capture.");
 }
 
+bool has_ended(const Driver& driver, Stream stream) {
+  const RelaxedCapture relaxed(driver);
+  CaptureStatus status = CaptureStatus::none;
+  std::uint64_t id = 0;
+  if (driver->stream_get_capture_info(stream, &status, &id, nullptr, nullptr, nullptr) == Result::success &&
+      status != CaptureStatus::none)
+    return true;
+  const Result result = driver->stream_query(stream);
+  return result == Result::success || is_context_lost(result);
+}
+
 EventPool::EventPool(const Gpu& gpu, std::size_t ready) : gpu_(gpu) {
   const CurrentContext current(gpu_);
   all_.reserve(2 * ready);

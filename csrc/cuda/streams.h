@@ -49,6 +49,10 @@ std::optional<std::uint64_t> capture_of(const Driver& driver, Stream stream);
 // Throws a usage error where the stream is capturing: `what` cannot be part of a graph, `because`.
 void require_no_capture(const Driver& driver, Stream stream, const char* what, const char* because);
 
+// Whether nothing is under way on the stream. What a lost context leaves behind runs no more, and a stream that
+// captures has nothing to run. May be asked while some thread captures a graph.
+bool has_ended(const Driver& driver, Stream stream);
+
 // Events without timing. One that is given back is used again: after the first calls nothing is made. Used by one
 // thread at a time.
 class EventPool {

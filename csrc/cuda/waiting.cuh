@@ -1,7 +1,7 @@
 // The wait loop of the device. Every kernel that waits for another block waits here.
 //
 // Invariant: a wait ends: with what was awaited, or after `patience` ticks of clock64 with a report, or soon after
-// another thread of the rank has reported.
+// another thread of the rank has reported or the host has raised the report.
 #pragma once
 
 #include "csrc/cuda/report.h"
@@ -43,7 +43,9 @@ struct Waiting {
 
   __device__ __forceinline__ void give_up(Awaited awaited, int peer, Word expected, Word seen) const {
     Word free = 0;
-    if (!SharedWord<Word>(report->taken).compare_exchange_strong(free, 1, ::cuda::memory_order_relaxed)) return;
+    if (!SharedWord<Word>(report->taken)
+             .compare_exchange_strong(free, Report::being_written, ::cuda::memory_order_relaxed))
+      return;
     report->awaited = awaited;
     report->rank = rank;
     report->peer = peer;
@@ -52,7 +54,7 @@ struct Waiting {
     report->move = move;
     report->expected = expected;
     report->seen = seen;
-    store_release(&report->taken, 2);
+    store_release(&report->taken, Report::there);
   }
 };
 
