@@ -158,7 +158,8 @@ void DeviceCommunicator::stage(const CallerStream& caller, DevicePointer input, 
     const CurrentContext current(setup_.gpu);
     announce(announcement);
     if (prescale != 1) setup_.kernels->scale(input, output, count, dtype, prescale, theirs);
-    staging_->allreduce(caller, prescale == 1 ? input : output, output, count, info(dtype).size, reduce);
+    explained(
+        [&] { staging_->allreduce(caller, prescale == 1 ? input : output, output, count, info(dtype).size, reduce); });
     setup_.kernels->scale(output, output, count, dtype, postscale, theirs);
   });
 }

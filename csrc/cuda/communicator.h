@@ -157,6 +157,8 @@ class DeviceCommunicator {
   std::string lacking() const;
   void break_off(ErrorKind kind, const std::string& reason);
   void or_break_off(FunctionRef<void()> work);
+  void explained(FunctionRef<void()> staged);
+  bool run_out();
   bool leave();
   void let_go();
 

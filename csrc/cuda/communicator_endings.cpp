@@ -13,6 +13,7 @@ using Clock = std::chrono::steady_clock;
 
 // How long kernels may take to end after their report has been raised: some looks at it.
 constexpr auto run_out_time = std::chrono::seconds(5);
+constexpr auto question_interval = std::chrono::microseconds(50);
 
 using ReportWord = std::atomic_ref<std::uint64_t>;
 
@@ -84,7 +85,7 @@ void DeviceCommunicator::await() {
   require_open();
   throw_if_broken();
   or_break_off([&] {
-    if (staging_) staging_->await();
+    if (staging_) explained([&] { staging_->await(); });
     if (done_)
       setup_.wait.until([&] { return is_reported() || is_over(*setup_.gpu.driver, done_->get()); }, [&] { look(); },
                         [&] { return lacking(); });
@@ -99,12 +100,23 @@ void DeviceCommunicator::check() {
   or_break_off([&] {
     throw_if_reported();
     throw_if_different();
-    if (staging_) staging_->check();
+    if (staging_) explained([&] { staging_->check(); });
     if (!done_ || is_over(*setup_.gpu.driver, done_->get())) return;
     look();
     const double limit = setup_.wait.settings.timeout_seconds;
     if (limit > 0 && Clock::now() - began_ > std::chrono::duration<double>(limit)) throw overdue(lacking(), limit);
   });
+}
+
+// Staging knows less of what broke a rank than that rank's host block says.
+void DeviceCommunicator::explained(FunctionRef<void()> staged) {
+  try {
+    staged();
+  } catch (const Error&) {
+    throw_if_different();
+    throw_if_broken();
+    throw;
+  }
 }
 
 void DeviceCommunicator::or_break_off(FunctionRef<void()> work) {
@@ -136,8 +148,13 @@ void DeviceCommunicator::break_off(ErrorKind kind, const std::string& reason) {
     ReportWord(block(peer).report.taken).compare_exchange_strong(none, Report::raised_by_host);
   }
   if (staging_) staging_->break_off("broke off: " + reason);
-  for (const auto deadline = Clock::now() + run_out_time; !is_idle() && Clock::now() < deadline;)
-    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  run_out();
+}
+
+bool DeviceCommunicator::run_out() {
+  for (const auto deadline = Clock::now() + run_out_time; !is_idle(); std::this_thread::sleep_for(question_interval))
+    if (Clock::now() > deadline) return false;
+  return true;
 }
 
 // 1 to 3 of communicator.h; returns whether memory may be freed.
@@ -162,16 +179,19 @@ bool DeviceCommunicator::leave() {
   return true;
 }
 
-// What is left: memory that peers may have opened is not freed by its owner's destructor.
+// What is left. Memory that peers may have opened is not freed by its owner's destructor; that of a rank alone is.
 void DeviceCommunicator::let_go() {
   done_.reset();
-  const bool idle = is_idle();
+  const bool idle = run_out();
   if (!idle && registered_) registered_->abandon();
-  if (!idle)
-    for (SymmetricMemory& memory : memories_) memory.abandon();
   staging_.reset();
+  if (!idle) static_cast<void>(direct_.release());  // freeing its tables would wait for the device
   direct_.reset();
-  for (SymmetricMemory& memory : memories_) memory.close();
+  for (SymmetricMemory& memory : memories_) {
+    memory.close();
+    if (!idle) memory.abandon();
+    if (idle && !met_) memory.free();
+  }
   if (idle) mappings_.close_all();
 }
 

@@ -106,7 +106,7 @@ void DeviceCommunicator::open() {
     clear(memories_[0]);
     return Introduction{memories_[0].part(setup_.self), setup_.sizes, size(), blocks_of(*setup_.kernels, setup_.sizes)};
   });
-  met_ = true;
+  met_ = size() > 1;
   std::vector<PeerRow> rows;
   for (const Introduction& one : all) {
     if (one.size != size() || all.size() != index(size()) || !(one.sizes == setup_.sizes))

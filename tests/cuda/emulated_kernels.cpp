@@ -25,7 +25,7 @@ class EmulatedKernels final : public Kernels {
       }
       seat.report = used.at(seat.report, sizeof(Report));
     }
-    launch(stream, used, [this, leaf, translated] { kernels_->allreduce(leaf, translated, nullptr); });
+    launch(stream, used, [=](Kernels& kernels) { kernels.allreduce(leaf, translated, nullptr); });
   }
 
   void play(const Performance& performance, Stream stream) override {
@@ -38,7 +38,7 @@ class EmulatedKernels final : public Kernels {
         seat.mail[rank] = used.at(seat.mail[rank], performance.shape.bytes());
       seat.report = used.at(seat.report, sizeof(Report));
     }
-    launch(stream, used, [this, translated] { kernels_->play(translated, nullptr); });
+    launch(stream, used, [=](Kernels& kernels) { kernels.play(translated, nullptr); });
   }
 
   void reduce(const ReduceArrays& arrays, std::size_t count, DType dtype, Op op, std::int64_t divisor,
@@ -49,7 +49,7 @@ class EmulatedKernels final : public Kernels {
     for (int i = 0; i < arrays.input_count; ++i)
       translated.inputs[i] = used.at(const_cast<void*>(arrays.inputs[i]), bytes);
     for (int i = 0; i < arrays.output_count; ++i) translated.outputs[i] = used.at(arrays.outputs[i], bytes);
-    launch(stream, used, [=, this] { kernels_->reduce(translated, count, dtype, op, divisor, nullptr); });
+    launch(stream, used, [=](Kernels& kernels) { kernels.reduce(translated, count, dtype, op, divisor, nullptr); });
   }
 
   void scale(DevicePointer from, DevicePointer to, std::size_t count, DType dtype, double factor,
@@ -58,13 +58,13 @@ class EmulatedKernels final : public Kernels {
     Used used;
     const DevicePointer source = used.at(from, count * info(dtype).size),
                         target = used.at(to, count * info(dtype).size);
-    launch(stream, used, [=, this] { kernels_->scale(source, target, count, dtype, factor, nullptr); });
+    launch(stream, used, [=](Kernels& kernels) { kernels.scale(source, target, count, dtype, factor, nullptr); });
   }
 
   void zero(DevicePointer address, std::size_t bytes, Stream stream) override {
     Used used;
     const DevicePointer start = used.at(address, bytes);
-    launch(stream, used, [=, this] { kernels_->zero(start, bytes, nullptr); });
+    launch(stream, used, [=](Kernels& kernels) { kernels.zero(start, bytes, nullptr); });
   }
 
   std::unique_ptr<UploadedTape> upload(const Tape& tape, const Wiring& wiring, int stripes) override {
@@ -102,10 +102,10 @@ class EmulatedKernels final : public Kernels {
     if (call.fails()) fail_system("CUDA could not launch a kernel.");
     for (const Place& place : used.places)
       if (place.data == nullptr) return;  // which is a mistake of the machine already
-    enqueue(stream, [&process = process_, places = used.places, work] {
+    enqueue(stream, [&process = process_, kernels = kernels_, places = used.places, work] {
       for (const Place& place : places) still_there(process, place);
       try {
-        work();
+        work(*kernels);
       } catch (const Error& error) {
         process.machine.note_mistake(error.what());
       }
@@ -113,7 +113,7 @@ class EmulatedKernels final : public Kernels {
   }
 
   FakeProcess& process_;
-  const std::unique_ptr<Kernels> kernels_ = device_kernels();
+  const std::shared_ptr<Kernels> kernels_ = device_kernels();  // held by what is enqueued, too
 };
 
 }  // namespace
