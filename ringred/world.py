@@ -186,6 +186,11 @@ def cross_size() -> int:
     return len(topology().columns(rank()))
 
 
+def peer(rank: int) -> handover.Peer:
+    """What this process holds of another rank of its node."""
+    return _known().peers[rank]
+
+
 def topology() -> Topology:
     """Which ranks share a node. Raises as communicator() does."""
     communicator()

@@ -1,0 +1,21 @@
+// The device communicator for Python: addresses are numbers, as data_ptr() and __cuda_array_interface__ give them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <functional>
+#include <memory>
+
+#include "csrc/cuda/kernels.h"
+
+namespace ringred::cuda {
+
+struct OpenDevice {
+  Gpu gpu;
+  std::shared_ptr<Kernels> kernels;
+};
+
+// `open` gives the device of an ordinal and the kernels for it; it throws where there is none.
+void bind_communicator(pybind11::module_& module, std::function<OpenDevice(int ordinal)> open);
+
+}  // namespace ringred::cuda
