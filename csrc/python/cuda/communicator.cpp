@@ -81,8 +81,7 @@ class PythonCommunicator {
     setup.rank = rank;
     setup.size = static_cast<int>(host_blocks.size());
     setup.meeting = meeting_of(std::move(gather));
-    for (const std::uintptr_t address : host_blocks)
-      setup.host_blocks.push_back(reinterpret_cast<std::byte*>(address));
+    for (const std::uintptr_t address : host_blocks) setup.host_blocks.push_back(reinterpret_cast<std::byte*>(address));
     setup.wait = {wait_settings(environment, cores_suffice), &hooks_};
     setup.look_around = watch(std::move(lifelines));
     communicator_.emplace(std::move(setup));
@@ -107,9 +106,9 @@ CallerStream stream_of(std::int64_t number) {
   return *stream;
 }
 
-void allreduce(PythonCommunicator& self, std::int64_t stream, std::uint64_t input, std::uint64_t output,
-               std::size_t count, const std::string& dtype, int op, double prescale, double postscale,
-               const std::optional<std::string>& algorithm) {
+void enqueue_allreduce(PythonCommunicator& self, std::int64_t stream, std::uint64_t input, std::uint64_t output,
+                       std::size_t count, const std::string& dtype, int op, double prescale, double postscale,
+                       const std::optional<std::string>& algorithm) {
   Reduction reduction{count, dtype_of(dtype), op_of(op), prescale, postscale};
   if (algorithm) {
     reduction.algorithm = algorithm_named(*algorithm);
@@ -128,14 +127,13 @@ void bind_communicator(py::module_& module, std::function<OpenDevice(int ordinal
     return std::make_unique<PythonCommunicator>(open(device), rank, std::move(gather), host_blocks,
                                                 std::move(lifelines), cores_suffice, environment);
   };
-  module.def(
-      "host_bytes", [](int size) { return DeviceCommunicator::host_bytes(size, Sizes{}); }, py::arg("size"));
+  module.def("host_bytes", [](int size) { return DeviceCommunicator::host_bytes(size, Sizes{}); }, py::arg("size"));
   py::class_<PythonCommunicator>(module, "Communicator")
       .def(py::init(make), py::arg("device"), py::arg("rank"), py::arg("gather"), py::arg("host_blocks"),
            py::arg("lifelines"), py::arg("cores_suffice"), py::arg("environment"))
       .def_property_readonly("is_direct", [](PythonCommunicator& self) { return self->is_direct(); })
       .def_property_readonly("sentence", [](PythonCommunicator& self) { return self->sentence(); })
-      .def("allreduce", &allreduce, py::arg("stream"), py::arg("input"), py::arg("output"), py::arg("count"),
+      .def("allreduce", &enqueue_allreduce, py::arg("stream"), py::arg("input"), py::arg("output"), py::arg("count"),
            py::arg("dtype"), py::arg("op"), py::arg("prescale"), py::arg("postscale"),
            py::arg("algorithm") = py::none())
       .def("wait", [](PythonCommunicator& self) { self->await(); })

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "csrc/cuda/device.h"
 #include "csrc/cuda/kernels.h"
 
 namespace ringred::cuda {
