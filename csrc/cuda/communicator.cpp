@@ -118,8 +118,10 @@ void DeviceCommunicator::announce(const Announcement& announcement) {
 
 void DeviceCommunicator::start(const CallerStream& caller, Announcement announcement,
                                FunctionRef<void(Stream own)> enqueue) {
-  throw_if_broken();
-  or_break_off([&] { throw_if_reported(); });
+  or_break_off([&] {
+    throw_if_broken();
+    throw_if_reported();
+  });
   const Driver& driver = *setup_.gpu.driver;
   bool announced = false;
   try {
@@ -141,7 +143,7 @@ void DeviceCommunicator::start(const CallerStream& caller, Announcement announce
 
 void DeviceCommunicator::stage(const CallerStream& caller, DevicePointer input, DevicePointer output,
                                const Reduction& reduction, const Announcement& announcement) {
-  throw_if_broken();
+  or_break_off([&] { throw_if_broken(); });
   const Stream theirs = caller.get();
   require_no_capture(*setup_.gpu.driver, theirs, "An allreduce through host memory",
                      "each replay would need numbers of its own");

@@ -83,8 +83,8 @@ std::string DeviceCommunicator::lacking() const {
 
 void DeviceCommunicator::await() {
   require_open();
-  throw_if_broken();
   or_break_off([&] {
+    throw_if_broken();
     if (staging_) explained([&] { staging_->await(); });
     if (done_)
       setup_.wait.until([&] { return is_reported() || is_over(*setup_.gpu.driver, done_->get()); }, [&] { look(); },
@@ -96,8 +96,8 @@ void DeviceCommunicator::await() {
 
 void DeviceCommunicator::check() {
   require_open();
-  throw_if_broken();
   or_break_off([&] {
+    throw_if_broken();
     throw_if_reported();
     throw_if_different();
     if (staging_) explained([&] { staging_->check(); });
@@ -131,7 +131,8 @@ void DeviceCommunicator::or_break_off(FunctionRef<void()> work) {
   }
 }
 
-// Only the first reason is said: a rank that ends because of another one has nothing to add.
+// Only the first reason is said: a rank that ends because of another one has nothing to add. But its own work has to
+// run out, too, whoever broke off.
 void DeviceCommunicator::break_off(ErrorKind kind, const std::string& reason) {
   const auto is_broken = [](std::byte* start) {
     return reinterpret_cast<HostBlock*>(start)->state.load(std::memory_order_acquire) == HostBlock::broken;
@@ -200,8 +201,8 @@ void DeviceCommunicator::end() {
   ended_ = true;
   if (!announcements_) return;  // nothing is open
   try {
-    throw_if_broken();
     or_break_off([&] {
+      throw_if_broken();
       if (leave())
         for (SymmetricMemory& memory : memories_) memory.free();  // 4
     });

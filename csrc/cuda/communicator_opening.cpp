@@ -215,7 +215,7 @@ SymmetricMemory& DeviceCommunicator::add_memory(std::size_t bytes, bool zeroed) 
 
 const SymmetricMemory& DeviceCommunicator::allocate(std::size_t bytes) {
   require_open();
-  throw_if_broken();
+  or_break_off([&] { throw_if_broken(); });
   const SymmetricMemory& memory = add_memory(bytes, false);
   regions_.push_back(memories_.size() - 1);
   return memory;
@@ -223,7 +223,7 @@ const SymmetricMemory& DeviceCommunicator::allocate(std::size_t bytes) {
 
 void DeviceCommunicator::prepare(Algorithm algorithm) {
   require_open();
-  throw_if_broken();
+  or_break_off([&] { throw_if_broken(); });
   if (!is_direct())
     fail_usage("An algorithm may be prepared where devices reach each other's memory: " +
                std::string(info(algorithm).name) + " is not possible. " + sentence_);

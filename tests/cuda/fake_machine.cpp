@@ -74,7 +74,7 @@ void FakeProcess::drain() {
            std::all_of(retired.begin(), retired.end(), idle) &&
            std::all_of(per_thread.begin(), per_thread.end(), [](const auto& entry) { return entry.second->is_idle(); });
   };
-  while (!is_idle()) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  while (!killed && !is_idle()) std::this_thread::sleep_for(std::chrono::microseconds(50));
 }
 
 DevicePointer FakeProcess::free_range(std::size_t bytes) {

@@ -108,7 +108,7 @@ class FakeProcess {
   void begin_capture(Stream stream, CaptureMode mode);
   Result end_capture(Stream stream, std::vector<std::function<void()>>* nodes);
   void enqueue(Stream stream, std::function<void()> work);  // as a kernel
-  void drain();                                             // waits until all streams are empty
+  void drain();                                             // waits until all streams are empty, or killed
   void kill();                                              // its streams run no more
 
   // Where device memory really is; a mistake and null where it is not accessible.
