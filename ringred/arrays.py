@@ -13,11 +13,14 @@ from numpy.ma import MaskedArray
 from numpy.typing import DTypeLike, NDArray
 
 from ringred.arguments import shown
+from ringred.devices.crossing import crossing_of
+from ringred.devices.recognition import native
 from ringred.errors import SystemError, UsageError
 from ringred.world import communicator
 
 Array = Any
-"""A numpy array, a torch CPU tensor, or anything else with the buffer protocol or DLPack."""
+"""A numpy array, a torch tensor, a CuPy array, or anything else with the buffer protocol, DLPack or
+__cuda_array_interface__. Those on GPUs go through host memory (ringred/devices)."""
 
 
 def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -66,7 +69,12 @@ def is_tensor(array: Array) -> bool:
 
 
 def contiguous(array: Array) -> Array:
-    """The values of `array` as a contiguous numpy array or torch tensor; a copy only where it must be one."""
+    """The values of `array` as a contiguous array of numpy or of its device's library; a copy only where it must be."""
+    if type(array) is np.ndarray:
+        return np.asarray(array, order="C")
+    found = native(array)
+    if found is not None:
+        return found.library.contiguous(found.array)
     if not is_tensor(array):
         return np.asarray(as_numpy(array), order="C")
     if array.is_nested or str(array.layout) != "torch.strided":
@@ -76,11 +84,23 @@ def contiguous(array: Array) -> Array:
 
 def like(array: Array) -> Array:
     """A new array of the same kind, shape and dtype as one from contiguous(), not initialised."""
+    if type(array) is np.ndarray:
+        return np.empty_like(array)
+    found = native(array)
+    if found is not None:
+        return found.library.empty(array.shape, array)
     if is_tensor(array):
         import torch
 
         return torch.empty_like(array)
     return np.empty_like(array)
+
+
+def on_host(array: Array) -> Array:
+    """The values of `array` as a contiguous numpy array or CPU tensor; they are there on return."""
+    source = contiguous(array)
+    crossing = crossing_of([source])
+    return source if crossing is None else crossing.inputs[0]
 
 
 def as_numpy(array: Array) -> NDArray[Any]:

@@ -28,7 +28,9 @@ import numpy as np
 from ringred import _core
 from ringred.adasum import adasum
 from ringred.arguments import check_name, checked_factors, checked_op
-from ringred.arrays import Array, contiguous, is_tensor, like
+from ringred.arrays import Array, contiguous, is_tensor, like, on_host
+from ringred.devices.crossing import CrossingHandle, crossing_of
+from ringred.devices.recognition import is_on_device
 from ringred.errors import UsageError
 from ringred.handles import Handle
 from ringred.ops import Op
@@ -58,8 +60,7 @@ def allreduce_async(
     """Combine all ranks' arrays; the result is a new array of the same kind, shape and dtype.
 
     Args:
-        array: numpy array, torch CPU tensor, or anything with the buffer protocol or DLPack; of any shape, strided or
-            not, of any dtype that rr.allreduce takes.
+        array: what rr.allreduce takes, strided or not.
         op: Sum, Average, Min, Max, Product, or Adasum (see ringred.adasum). Average divides by the size of the set.
         prescale_factor, postscale_factor: multiply every value before and after, in the same pass; integers are scaled
             in float64 and truncated.
@@ -208,8 +209,8 @@ def alltoall_async(
 
     Returns:
         A handle. Its result is the array of shape (rows received, *rest); with splits a pair of it and the number of
-        rows that came from each rank: one-dimensional, of the array's library, and of the dtype of splits where they
-        are of that library too, else int64.
+        rows that came from each rank: one-dimensional, of the array's library (numpy's for CuPy's), and of the dtype
+        and device of splits where they are of that library too, else int64 on the CPU.
     """
     source = with_rows(array, "alltoall")
     counts = _checked_splits(splits, source.shape[0], checked_set(process_set).size())
@@ -329,7 +330,13 @@ def _allreduce(
         if wire is not None:
             raise UsageError(f"Adasum sends values as they are: wire must be None, it is {wire!r}.")
         check_name(name)
-        return adasum(sources, targets, pick, name, factors[0] * factors[1], checked_set(process_set))
+        factor = factors[0] * factors[1]
+        crossing = crossing_of(sources, targets)
+        if crossing is None:
+            return adasum(sources, targets, pick, name, factor, checked_set(process_set))
+        assert crossing.outputs is not None
+        handle = adasum(crossing.inputs, crossing.outputs, list, name, factor, checked_set(process_set))
+        return CrossingHandle(handle, crossing, pick(targets))
     return start_into(process_set, "allreduce", name, sources, targets, pick(targets), op, factors, wire=wire or "")
 
 
@@ -369,7 +376,7 @@ def _checked_splits(splits: Any, rows: int, size: int) -> list[int]:
                 "rows. Say with splits=[...] how many go to each."
             )
         return [rows // size] * size
-    counts = np.asarray(splits)
+    counts = np.asarray(on_host(splits) if is_on_device(splits) else splits)
     if counts.ndim != 1 or (counts.size and counts.dtype.kind not in "iu"):
         raise UsageError(
             f"splits must be one-dimensional and hold integers: its shape is {counts.shape}, its dtype {counts.dtype}."
@@ -388,4 +395,6 @@ def _received_splits(rows: list[int], splits: Any, source: Array) -> Array:
         return np.array(rows, splits.dtype if isinstance(splits, np.ndarray) else np.int64)
     import torch
 
-    return torch.tensor(rows, dtype=splits.dtype if is_tensor(splits) else torch.int64)
+    if is_tensor(splits):
+        return torch.tensor(rows, dtype=splits.dtype, device=splits.device)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")

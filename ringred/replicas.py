@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringred import _core, world
-from ringred.arrays import Array, contiguous, is_tensor
+from ringred.arrays import Array, is_tensor, on_host
 from ringred.errors import MismatchError, ReplicaError, UsageError
 from ringred.messages import exchange
 from ringred.process_sets import ProcessSet, checked_set, global_process_set
@@ -160,14 +160,14 @@ def _as_array(value: Any) -> Array:
 
 
 def _entry(name: str, tensor: Array) -> Entry:
-    values = contiguous(tensor)
+    values = on_host(tensor)
     if not is_tensor(values):
         if values.dtype.hasobject:
             raise UsageError(f"check_replicas compares plain values: {name!r} has dtype {values.dtype}.")
         return Entry(name, values.shape, str(values.dtype), values.itemsize, values.reshape(-1).view(np.uint8))
     import torch
 
-    flat = values.cpu().reshape(-1).view(torch.uint8).numpy()
+    flat = values.reshape(-1).view(torch.uint8).numpy()
     dtype = str(values.dtype).removeprefix("torch.")
     return Entry(name, tuple(values.shape), dtype, values.element_size(), flat)
 

@@ -1,6 +1,7 @@
 """From arrays to an operation of the engine, and from what the engine received back to arrays.
 
-Invariant: results are of the library and dtype of what was given: torch in, torch out; all else becomes numpy.
+Invariant: results are of the library, dtype and device of what was given: torch in, torch out, CuPy in, CuPy out;
+all else becomes numpy. The engine sees arrays in main memory only; those on GPUs cross (devices/crossing.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy as np
 from ringred import _core, world
 from ringred.arguments import check_name
 from ringred.arrays import Array, contiguous, is_tensor
+from ringred.devices.crossing import CrossingHandle, crossing_of
+from ringred.devices.recognition import native
 from ringred.errors import UsageError
-from ringred.handles import OperationHandle
+from ringred.handles import Handle, OperationHandle
 from ringred.messages import Received
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, checked_set
@@ -32,10 +35,14 @@ def start(
     finish: Callable[[_core.Operation], Result],
     **options: Any,
 ) -> OperationHandle[Result]:
-    """Submit one operation to the engine; `finish` builds the result after its good end."""
+    """Submit one operation to the engine; `finish` builds the result after its good end. Outputs are in main memory."""
     check_name(name)
     engine = world.engine()
-    operation = engine.submit(checked_set(process_set).group(), kind, name, inputs, outputs, **options)
+    group = checked_set(process_set).group()
+    crossing = crossing_of(inputs)
+    if crossing is not None:
+        inputs = crossing.inputs
+    operation = engine.submit(group, kind, name, inputs, outputs, **options)
     return OperationHandle(operation, lambda: finish(operation), engine)
 
 
@@ -50,12 +57,23 @@ def start_into(
     factors: tuple[float, float] = (1.0, 1.0),
     root: int = -1,
     wire: str = "",
-) -> OperationHandle[Result]:
-    """Submit one operation that fills `outputs`, of which `result` is made: the short way, a third of the time."""
+) -> Handle[Result]:
+    """Submit one operation that fills `outputs`, of which `result` is made: the short way, a third of the time.
+
+    Of a broadcast only the root reads. Where numbers travel in a narrower type, they cross in it, too; but not with
+    factors, which are for the wide ones.
+    """
     check_name(name)
     engine = world.engine()
     group = checked_set(process_set).group()
+    reads = root < 0 or process_set.rank() == root
+    crossing = crossing_of(inputs, outputs, reads, wire if factors == (1.0, 1.0) else "")
+    if crossing is not None:
+        assert crossing.outputs is not None
+        inputs, outputs = crossing.inputs, crossing.outputs
     operation = engine.submit(group, kind, name, inputs, outputs, op, factors[0], factors[1], root, wire)
+    if crossing is not None:
+        return CrossingHandle(OperationHandle(operation, None, engine), crossing, result)
     return OperationHandle(operation, None, engine, result)
 
 
@@ -87,18 +105,27 @@ def with_rows(array: Array, function: str) -> Array:
 
 
 def new_array(shape: Sequence[int], like: Array) -> Array:
-    """An array of this shape of the library and dtype of another one, not initialised."""
+    """An array of this shape of the library, dtype and device of another one, not initialised."""
+    found = native(like)
+    if found is not None:
+        return found.library.empty(shape, found.array)
     if is_tensor(like):
         return like.new_empty(tuple(shape))
     return np.empty(tuple(shape), like.dtype)
 
 
 def adopted(received: Received, like: Array) -> Array:
-    """What came for one array as an array that lies in the engine's buffer: no copy, shape (sum of rows, *rest)."""
+    """What came for one array, of shape (sum of rows, *rest): an array that lies in the engine's buffer, without a
+    copy, or one on a GPU if the other one does."""
     buffer, rows = received
     shape = (sum(rows), *like.shape[1:])
     if math.prod(shape) == 0:
         return new_array(shape, like)
+    found = native(like)
+    if found is not None:
+        result = found.library.empty(shape, found.array)
+        found.library.fetch(buffer, result)
+        return result
     if is_tensor(like):
         import torch
 

@@ -42,8 +42,8 @@ std::string type_name(py::handle array) {
 }
 
 [[noreturn]] void fail_device(py::handle array, const std::string& device) {
-  fail_usage("An array must lie in main memory: this " + type_name(array) + " is on " + device +
-             ". Copy it to the CPU first; arrays on GPUs are not supported yet.");
+  fail_usage("An array must lie in main memory where the core is to reach it: this " + type_name(array) + " is on " +
+             device + ". Copy it to the CPU first.");
 }
 
 DType sized(std::size_t bytes, std::span<const DType> candidates, std::string_view name) {

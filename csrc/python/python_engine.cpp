@@ -21,7 +21,9 @@ py::object KeptArrays::storage_of(py::handle array) {
   py::object storage = array.attr("untyped_storage")();
   if (storage.attr("resizable")().cast<bool>()) {
     const py::module_ torch = py::module_::import("torch");
-    torch.attr("empty")(0, py::arg("dtype") = torch.attr("uint8")).attr("set_")(storage).attr("numpy")();
+    torch.attr("empty")(0, py::arg("dtype") = torch.attr("uint8"), py::arg("device") = "cpu")
+        .attr("set_")(storage)
+        .attr("numpy")();
   }
   return storage;
 }

@@ -26,7 +26,7 @@ def allgather(
     """Return the rows of all ranks' tensors, in rank order. Differentiable.
 
     Args:
-        tensor: on the CPU, at least 1-dim, of any dtype that allreduce takes. The first dimension may differ between
+        tensor: at least 1-dim, of any dtype that allreduce takes. The first dimension may differ between
             ranks and be 0, the others and the dtype may not.
         name: what ranks match the call by; None numbers calls.
         process_set: the ranks that take part.

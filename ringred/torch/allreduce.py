@@ -87,9 +87,9 @@ def allreduce(
     """Return the combination of all ranks' tensors, a new tensor with the same bits on all of them. Differentiable.
 
     Args:
-        tensor: on the CPU, of any shape, 0-dim too, contiguous or not: bool, any integer, float16, bfloat16, float32,
-            float64, complex64 or complex128, with the same shape and dtype on all ranks. A sparse one is reduced as
-            sparse_allreduce_async does it. Integer averages truncate toward zero.
+        tensor: on the CPU or a GPU, of any shape, 0-dim too, contiguous or not: bool, any integer, float16, bfloat16,
+            float32, float64, complex64 or complex128, with the same shape and dtype on all ranks. A sparse one is
+            reduced as sparse_allreduce_async does it. Integer averages truncate toward zero.
         average: deprecated: True is op=Average, False is op=Sum.
         name: what ranks match the call by; None numbers calls, which ranks then make in the same order.
         compression: `Compression.none`, `.fp16`, `.bf16`, or an own compressor.

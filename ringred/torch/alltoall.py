@@ -28,7 +28,7 @@ def alltoall(
     """Send rows of `tensor` to all ranks and return the rows that they sent here, in rank order. Differentiable.
 
     Args:
-        tensor: on the CPU, at least 1-dim, of any dtype that allreduce takes; the first dimension may differ between
+        tensor: at least 1-dim, of any dtype that allreduce takes; the first dimension may differ between
             ranks, the others and the dtype may not.
         splits: how many rows go to each rank of the set, in rank order: a list or 1-dim integer tensor whose sum is
             the number of rows. None sends the same number to each.

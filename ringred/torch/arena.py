@@ -38,7 +38,7 @@ def empty(*shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> to
     if any(length < 0 for length in lengths):
         raise rr.UsageError(f"Lengths of dimensions are at least 0, got shape {tuple(lengths)}.")
     count = math.prod(lengths)
-    element_bytes = torch.empty((), dtype=dtype).element_size()
+    element_bytes = torch.empty((), dtype=dtype, device="cpu").element_size()
     # At least one element: an empty numpy array has stride 0, of which torch takes no view with another dtype.
     block = torch.from_numpy(rr.empty(max(count, 1) * element_bytes, "uint8"))
     return block.view(dtype)[:count].view(lengths)

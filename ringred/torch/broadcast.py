@@ -33,7 +33,7 @@ def broadcast(
     """Return the root's tensor on every rank, as a new tensor. Differentiable.
 
     Args:
-        tensor: on the CPU, of any shape and any dtype that allreduce takes; the same shape and dtype on all ranks.
+        tensor: of any shape and any dtype that allreduce takes; the same shape and dtype on all ranks.
         root_rank: a rank of the whole job, also with a process set, which it must belong to.
         name: what ranks match the call by; None numbers calls.
         process_set: the ranks that take part.

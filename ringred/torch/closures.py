@@ -39,6 +39,6 @@ class LossReduction:
         return wrapped
 
     def _over_ranks(self, loss: float) -> float:
-        message = torch.tensor([loss], dtype=torch.float64)
+        message = torch.tensor([loss], dtype=torch.float64, device="cpu")
         self._channel.allreduce_([message], self._op, "loss of closure").wait()
         return message.item()

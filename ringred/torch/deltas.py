@@ -59,7 +59,7 @@ class DeltaExchange:
         """Give this rank an infinite gradient if another rank has one, so that a GradScaler skips on all or none."""
         gradients = [parameter.grad for parameter in self._originals if parameter.grad is not None]
         finite = all(bool(torch.isfinite(_values_of(gradient)).all()) for gradient in gradients)
-        flag = torch.tensor([not finite], dtype=torch.uint8)
+        flag = torch.tensor([not finite], dtype=torch.uint8, device="cpu")
         with self.stopwatch.running():
             self._channel.allreduce_([flag], Op.Max, "overflow").wait()
         if finite and gradients and flag.item():

@@ -193,7 +193,7 @@ class GradientExchange:
                 parts += unit.squares
             else:
                 whole += sum(squares_of(slot.parameter.grad) for slot in unit.slots)
-        message = torch.tensor([parts, whole, 1.0], dtype=torch.float64)
+        message = torch.tensor([parts, whole, 1.0], dtype=torch.float64, device="cpu")
         self._channel.allreduce_([message], Op.Sum, "norm").wait()
         self._measures = True
         parts, whole, ranks = message.tolist()
@@ -371,7 +371,7 @@ class GradientExchange:
 
     def _weigh(self, weight: float) -> None:
         """Scale this rank's gradients so that the plain average of all ranks is the weighted one."""
-        total = torch.tensor([weight], dtype=torch.float64)
+        total = torch.tensor([weight], dtype=torch.float64, device="cpu")
         self._channel.allreduce_([total], Op.Sum, "weight").wait()
         if total.item() <= 0:
             raise UsageError(f"Weights must add up to more than 0: they add up to {total.item():g}.")

@@ -112,7 +112,9 @@ class FlatGroup:
     def need(self, number: int) -> None:
         """Make state number 0, 1 or 2, of zeros, if there is none."""
         if self.states[number] is None:
-            self.states[number] = torch.zeros(sum(end - begin for begin, end in self.owned), dtype=self.dtype)
+            self.states[number] = torch.zeros(
+                sum(end - begin for begin, end in self.owned), dtype=self.dtype, device="cpu"
+            )
             self._plan = None
 
     def submit(
@@ -133,7 +135,7 @@ class FlatGroup:
         # A step that failed may have made one on some ranks.
         if not all(self._channel.share(own is not None, f"{self.name}.has.{number}")) or own is None:
             return None
-        flat = torch.empty(self.count, dtype=self.dtype)
+        flat = torch.empty(self.count, dtype=self.dtype, device="cpu")
         nodes = self._channel.nodes
         gives = nodes[self._channel.rank] == nodes[0]
         parts: list[torch.Tensor] = self._channel.gather(own if gives else own[:0], f"{self.name}.state.{number}")
@@ -154,7 +156,7 @@ class FlatGroup:
         self.need(number)
         own = self.states[number]
         assert own is not None
-        flat = torch.zeros(self.count, dtype=self.dtype)
+        flat = torch.zeros(self.count, dtype=self.dtype, device="cpu")
         for place, value in values.items():
             view = self._views[place]
             begin = self.offsets[place]
@@ -234,7 +236,7 @@ class FusedStep:
                 operation.wait()
                 self.note_span(*operation.span)
                 squares += operation.squares
-        total = torch.tensor([squares], dtype=torch.float64)
+        total = torch.tensor([squares], dtype=torch.float64, device="cpu")
         self._channel.allreduce_([total], Op.Sum, "norm").wait()
         return math.sqrt(total.item())
 
@@ -333,7 +335,7 @@ class FusedStep:
                     continue
                 own: dict[str, Any] = {}
                 if self._rule != "SGD":
-                    own["step"] = torch.tensor(float(self.steps[index]), dtype=torch.float32)
+                    own["step"] = torch.tensor(float(self.steps[index]), dtype=torch.float32, device="cpu")
                 own |= {key: values[place] for key, values in whole.items() if values is not None}
                 if not self._optimizer.param_groups[self._group_of[id(parameter)]].get("amsgrad"):
                     own.pop("max_exp_avg_sq", None)
@@ -391,6 +393,10 @@ def check_optimizer(optimizer: Optimizer) -> str:
 
 
 def _check_parameter(name: str, parameter: torch.Tensor) -> None:
+    if not parameter.is_cpu:
+        raise UsageError(
+            f"fused=True works on the CPU only: parameter {name!r} is on {parameter.device}. Use fused=False."
+        )
     if parameter.dtype not in (torch.float32, torch.float64) or parameter.layout != torch.strided:
         raise UsageError(
             f"fused=True takes dense float32 and float64 parameters: {name!r} is {parameter.dtype}, "

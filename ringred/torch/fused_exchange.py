@@ -92,7 +92,7 @@ class FusedExchange(GradientExchange):
             self._gradients.fill(number, True)
         finite = all(_is_finite(group.gradients.flat) for group in self.fused.groups)
         own = [slot.parameter.grad is not None and slot.parameter.numel() > 0 for slot in self._slots]
-        flags = torch.tensor([*own, not finite], dtype=torch.uint8)
+        flags = torch.tensor([*own, not finite], dtype=torch.uint8, device="cpu")
         with self.stopwatch.running():
             self._channel.allreduce_([flags], Op.Max, "overflow").wait()
         *anywhere, overflows = flags.tolist()

@@ -18,6 +18,7 @@ import torch
 from torch.optim import Optimizer
 
 from ringred.arguments import checked_factor, checked_op, is_whole
+from ringred.devices.recognition import check_device
 from ringred.errors import UsageError
 from ringred.ops import Op
 from ringred.process_sets import ProcessSet, global_process_set
@@ -60,7 +61,7 @@ class DistributedOptimizer(ComposedOptimizer):
     - It is not pickled or deep-copied; save `state_dict()`, which is that of the wrapped optimizer.
 
     Args:
-        optimizer: any torch optimizer whose parameters are on the CPU; floating-point or complex dtypes.
+        optimizer: any torch optimizer; parameters of floating-point or complex dtypes, on the CPU or on GPUs.
         named_parameters: pairs (name, parameter), as from `model.named_parameters()`, that cover all parameters of the
             optimizer. Names appear in error messages and are compared between ranks.
         compression: `Compression.none`, `.fp16`, `.bf16`, or an object with compress() and decompress().
@@ -245,7 +246,7 @@ class DistributedOptimizer(ComposedOptimizer):
         if self._exchange is None:
             parameters = [parameter for group in self._inner.param_groups for parameter in group["params"]]
             return torch.nn.utils.clip_grad_norm_(parameters, max_norm).double()
-        return torch.tensor(self._exchange.clip(max_norm, weight), dtype=torch.float64)
+        return torch.tensor(self._exchange.clip(max_norm, weight), dtype=torch.float64, device="cpu")
 
     @contextmanager
     def writable(self) -> Iterator[None]:
@@ -436,7 +437,4 @@ def _check_passes(passes: int) -> None:
 
 def _check_devices(named: list[NamedTensor]) -> None:
     for name, parameter in named:
-        if parameter.device.type != "cpu":
-            raise UsageError(
-                f"Parameters must be on the CPU; {name!r} is on {parameter.device}. This version has no GPU path."
-            )
+        check_device(parameter.device, f"parameter {name!r}")

@@ -31,6 +31,7 @@ class Marker(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    on_device: bool  # where the parameter is, which may be a GPU; else on the CPU
 
 
 def broadcast_optimizer_state(
@@ -71,10 +72,11 @@ def broadcast_optimizer_state(
         outline = _mapped(state, lambda value: _take_out(value, tensors))
     outline = broadcast_object(outline, root_rank, name="optimizer_state.outline", process_set=process_set)  # 1
     if not is_root:
-        filled = _mapped(outline, lambda value: _make(value, tensors))  # 2
+        movable: set[int] = set()
+        filled = _mapped(outline, lambda value: _make(value, tensors, movable))  # 2
     broadcast_tensors(tensors, root_rank, "optimizer_state.tensors", process_set)  # 3
     if not is_root:  # 4
-        optimizer.load_state_dict(filled) if is_spread else _install(optimizer, filled)
+        optimizer.load_state_dict(filled) if is_spread else _install(optimizer, filled, movable)
 
 
 def _describe(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -90,13 +92,16 @@ def _take_out(value: Any, tensors: list[torch.Tensor]) -> Any:
     if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
         return value
     tensors.append(value.detach())
-    return Marker(tuple(value.shape), value.dtype)
+    return Marker(tuple(value.shape), value.dtype, not value.is_cpu)
 
 
-def _make(value: Any, tensors: list[torch.Tensor]) -> Any:
+def _make(value: Any, tensors: list[torch.Tensor], movable: set[int]) -> Any:
+    """Return a tensor on the CPU for a marker, which goes to the list; and its id to the set if it is to be moved."""
     if not isinstance(value, Marker):
         return value
-    tensors.append(torch.empty(value.shape, dtype=value.dtype))
+    tensors.append(torch.empty(value.shape, dtype=value.dtype, device="cpu"))
+    if value.on_device:
+        movable.add(id(tensors[-1]))
     return tensors[-1]
 
 
@@ -109,15 +114,26 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return function(value)
 
 
-def _install(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Load a state_dict, but with the dtypes that it has: load_state_dict() would cast state to the parameters'."""
+def _install(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], movable: set[int]) -> None:
+    """Load a state_dict, but with the dtypes that it has: load_state_dict() would cast state to the parameters'.
+
+    Tensors whose ids are in `movable` go to the devices of their parameters, a group's to that of its first one.
+    """
+
+    def brought(value: Any, parameter: Any) -> Any:
+        if parameter is None:  # of a group without any, or state that is no parameter's
+            return value
+        return _mapped(value, lambda one: one.to(parameter.device) if id(one) in movable else one)
+
     if set(state_dict) != {"state", "param_groups"}:
         optimizer.load_state_dict(state_dict)  # an optimizer of the user's, with more to it
         return
     by_number: dict[int, torch.Tensor] = {}
     for group, packed in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         by_number.update(zip(packed["params"], group["params"], strict=True))
-        group.update({key: value for key, value in packed.items() if key != "params"})
+        home = next(iter(group["params"]), None)
+        group.update({key: brought(value, home) for key, value in packed.items() if key != "params"})
     optimizer.state.clear()
     for number, state in state_dict["state"].items():
-        optimizer.state[by_number.get(number, number)] = state
+        parameter = by_number.get(number)
+        optimizer.state[number if parameter is None else parameter] = brought(state, parameter)

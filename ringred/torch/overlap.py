@@ -67,7 +67,7 @@ class Overlap:
         self._measures = False
         times = [self._times[way] for way in (True, False)]
         medians = [statistics.median(one) for one in times] if all(times) else [0.0, 0.0]  # no gradients on this rank
-        message = torch.tensor(medians, dtype=torch.float64)
+        message = torch.tensor(medians, dtype=torch.float64, device="cpu")
         channel.allreduce_([message], Op.Sum, "overlap").wait()
         during, after = message.tolist()
         self.now = during <= after

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ringred.devices.recognition import check_device
 from ringred.errors import UsageError
 from ringred.objects import allgather_object
 from ringred.process_sets import ProcessSet, checked_set, global_process_set
@@ -37,7 +38,8 @@ def broadcast_parameters(
         process_set: the ranks that take part.
 
     Raises:
-        UsageError: also a ValueError; `params` is something else, or holds something else than dense CPU tensors.
+        UsageError: also a ValueError; `params` is something else, or holds something else than dense tensors on CPU or
+            GPU.
         MismatchError: names, shapes or dtypes differ between ranks; raised on all of them, nothing is written.
         PeerLostError, TimeoutError: a rank died, left or did not come.
     """
@@ -49,10 +51,9 @@ def broadcast_parameters(
         )
     named = check_pairs(pairs, "params")
     for name, tensor in named:
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            raise UsageError(
-                f"Tensors must be dense and on the CPU; {name!r} has layout {tensor.layout} on {tensor.device}."
-            )
+        check_device(tensor.device, repr(name))
+        if tensor.layout != torch.strided:
+            raise UsageError(f"Tensors must be dense; {name!r} has layout {tensor.layout}.")
     check_places([tensor for _, tensor in named])
     checked_set(process_set).rank_of(root_rank, "root_rank")
     check_in_set(process_set, "The tensors of broadcast_parameters", describe(named))

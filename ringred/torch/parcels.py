@@ -174,6 +174,6 @@ def _sparse_part(slot: Slot, indexed: int, own: bool) -> torch.Tensor:
     gradient, shape = slot.parameter.grad, slot.parameter.shape
     if own and gradient is not None:
         return gradient if gradient.layout == torch.sparse_coo else gradient.to_sparse(indexed)
-    indices = torch.empty((indexed, 0), dtype=torch.int64)
-    values = torch.empty((0, *shape[indexed:]), dtype=slot.parameter.dtype)
-    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+    indices = torch.empty((indexed, 0), dtype=torch.int64, device=slot.parameter.device)
+    values = torch.empty((0, *shape[indexed:]), dtype=slot.parameter.dtype, device=slot.parameter.device)
+    return torch.sparse_coo_tensor(indices, values, shape, device=values.device, check_invariants=False)

@@ -37,7 +37,7 @@ def reducescatter(
     With `rows` rows and n ranks, each rank gets rows // n, and the first rows % n ranks one more, in rank order.
 
     Args:
-        tensor: on the CPU, at least 1-dim, of a dtype that allreduce takes; the same shape and dtype on all ranks.
+        tensor: at least 1-dim, of a dtype that allreduce takes; the same shape and dtype on all ranks.
         name: what ranks match the call by; None numbers calls.
         compression: `Compression.none`, `.fp16`, `.bf16`, or an own compressor; tensors are cast before they are sent.
         op: Average or Sum.

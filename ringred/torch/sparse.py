@@ -28,7 +28,7 @@ def sparse_allreduce_async(
     """Start the sum (or average) of sparse tensors and return its handle, which may be called to get the result.
 
     Args:
-        tensor: in COO layout, coalesced or not, on the CPU; ranks may hold different numbers of elements, none too.
+        tensor: in COO layout, coalesced or not; ranks may hold different numbers of elements, none too.
         name: what ranks match the call by; None numbers calls.
         op: Sum, or Average, which divides by the number of ranks in the set.
         process_set: the ranks that take part.
@@ -46,7 +46,7 @@ def sparse_allreduce_async(
     if op == Op.Average and tensor.dtype == torch.bool:
         raise UsageError("Booleans have no average: the sparse tensor is of torch.bool. Use op=Sum, which means any.")
     own = tensor.detach().coalesce()  # 1
-    lengths = torch.tensor([own.shape[: own.sparse_dim()]], dtype=torch.int64)
+    lengths = torch.tensor([own.shape[: own.sparse_dim()]], dtype=torch.int64, device="cpu")
     parts = [own.indices().t().contiguous(), own.values(), lengths]
     gathered = asynchronous.gathered_async(parts, name=name, process_set=process_set, op=op)  # 2
     divisor = process_set.size() if op == Op.Average else 1
@@ -58,7 +58,9 @@ def _add_up(parts: list[torch.Tensor], shape: torch.Size, divisor: int) -> torch
     if not bool((lengths == lengths[0]).all()):
         told = "; ".join(f"{tuple(row)} on rank {index} of the set" for index, row in enumerate(lengths.tolist()))
         raise MismatchError(f"Sparse tensors must have the same shape on all ranks: the indexed dimensions are {told}.")
-    total = torch.sparse_coo_tensor(indices.t(), values, shape, check_invariants=False).coalesce()  # 3
+    total = torch.sparse_coo_tensor(
+        indices.t(), values, shape, device=values.device, check_invariants=False
+    ).coalesce()  # 3
     if divisor != 1:
         _divide(total.values(), divisor)
     return total

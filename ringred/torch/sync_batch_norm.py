@@ -121,19 +121,23 @@ class SyncBatchNorm(_BatchNorm):
         return result
 
     def _statistics(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Mean and variance per channel over all ranks, float64, and the number of values that they are of."""
+        """Mean and variance per channel over all ranks, float64, and the number of values that they are of.
+
+        What ranks tell each other is small, and is put together on the CPU also where the input is on a GPU.
+        """
         channels = _by_channel(_wide(input.detach()))
         own_count = channels.shape[1]
-        own = torch.zeros(2 * channels.shape[0] + 1, dtype=torch.float64)
+        own = torch.zeros(2 * channels.shape[0] + 1, dtype=torch.float64, device="cpu")
         if own_count:
             variance, mean = torch.var_mean(channels, dim=1, correction=0)
-            own = torch.cat([torch.tensor([own_count]), mean, variance * own_count]).to(torch.float64)
+            sums = torch.cat([mean, variance * own_count]).to("cpu", torch.float64)
+            own = torch.cat([torch.tensor([own_count], device="cpu"), sums])
         told = allgather(own.unsqueeze(0), f"{self.message_name}.forward", self.process_set)
         counts, means, squares = told[:, :1], told[:, 1 : channels.shape[0] + 1], told[:, channels.shape[0] + 1 :]
         count = counts.sum()
         mean = (counts * means).sum(0) / count
         variance = (squares + counts * (means - mean).square()).sum(0) / count
-        return mean, variance, int(count.item())
+        return mean.to(input.device), variance.to(input.device), int(count.item())
 
     def _update(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:

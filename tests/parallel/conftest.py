@@ -2,10 +2,15 @@
 
 RINGRED_TEST_NODES="0 0 1" puts ranks 0 and 1 on one node and the others on another, which MPI connects: the last number
 holds for all further ranks. What a test needs of one node it says with the fixture one_node.
+
+RINGRED_TEST_DEVICE=cuda puts every tensor that a test makes on a GPU, and "fake" on a device that is made up for the
+purpose (fake_gpu.py): what a test makes with torch's factories is there, and so is what it makes of that. What a test
+needs of the CPU it says with the fixture on_cpu.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -30,6 +35,36 @@ def world() -> Iterator[None]:
     rr.init()
     yield
     rr.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device(world: None) -> Iterator[str]:
+    """Where the tensors of all tests are."""
+    kind = os.environ.get("RINGRED_TEST_DEVICE", "cpu")
+    if kind == "cpu":
+        yield kind
+        return
+    import torch
+
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch sees")
+    if kind == "fake":
+        from fake_gpu import install
+
+        if not install():
+            pytest.skip("needs a torch that takes devices made in Python (2.10)")
+    torch.set_default_device(kind)
+    if kind == "cuda":  # whose tensors take random numbers of generators of their own
+        torch.Generator = functools.partial(torch.Generator, device=kind)  # type: ignore[assignment,misc]
+    yield kind
+    torch.set_default_device(None)
+
+
+@pytest.fixture
+def on_cpu(device: str) -> None:
+    """Skip where tensors are elsewhere."""
+    if device != "cpu":
+        pytest.skip("is about tensors on the CPU")
 
 
 @pytest.fixture
