@@ -42,7 +42,7 @@ def first_units(slots: Sequence[Slot], groups: Sequence[Sequence[int]]) -> list[
 def mark_late(units: Sequence[Unit]) -> None:
     """In a first round, those are late whose gradients will be, unless they turn out not to be dense."""
     for unit in units:
-        unit.late = len(unit.slots) == 1 and travels_late(unit.slots[0])
+        unit.late = len(unit.slots) == 1 and unit.slots[0].parameter.is_cpu and travels_late(unit.slots[0])
 
 
 def in_buckets(
@@ -95,5 +95,5 @@ def _as_bucket(
 
 
 def _is_dense(unit: Unit, kinds: bytes) -> bool:
-    one_dtype = len({slot.parameter.dtype for slot in unit.slots}) == 1
-    return one_dtype and all(kinds[slot.index] <= DENSE for slot in unit.slots)
+    alike = len({(slot.parameter.dtype, slot.parameter.device) for slot in unit.slots}) == 1
+    return alike and unit.slots[0].parameter.is_cpu and all(kinds[slot.index] <= DENSE for slot in unit.slots)
