@@ -52,10 +52,11 @@ class Arrangement:
         self._gradients = gradients
         self._channel: Any = carrier.channel
         self._bucket_bytes = bucket_bytes
-        self._has_buckets = bool(bucket_bytes) and carrier.is_plain and hasattr(carrier.channel, "reduce_in_place")
+        self._carrier = carrier
+        self._may_have_buckets = bool(bucket_bytes) and carrier.packs and hasattr(carrier.channel, "reduce_in_place")
         self._lazy: dict[int, Bucket] = {}  # by slot: buckets of gradients that are to lie in the pool
         self._hooks = Hooks(self, [slot.parameter for slot in slots], gradients.hook)
-        if self._has_buckets:
+        if self._may_have_buckets and carrier.is_plain:
             mark_late(self.units)
         late = late_of(self.units)
         gradients.arrange(indices_of(self.units), [None] * len(slots), late=late)
@@ -81,13 +82,15 @@ class Arrangement:
             kinds: of the gradients of the first round, by slot.
         """
         self.is_final = True
-        if not self._has_buckets:
+        if not self._may_have_buckets:
             return
-        agreed: list[int] = self._channel.share(order, "order of gradients")[0]
-        self.units = units = in_buckets(self.units, agreed, kinds, self._bucket_bytes, self._channel)
+        told = self._channel.share((list(order), self._places()), "order of gradients")
+        alike = all(places == told[0][1] for _, places in told)
+        limit = self._bucket_bytes if alike else 0  # ranks whose models lie on different devices have no buckets
+        self.units = units = in_buckets(self.units, told[0][0], kinds, limit, self._carrier)
         views: list[Any] = [None] * len(self._slots)
         for unit in units:
-            if unit.bucket is not None and unit.bucket.lazy:
+            if isinstance(unit.bucket, Bucket) and unit.bucket.lazy:
                 self._lazy[unit.slots[0].index] = unit.bucket
             for slot, view in zip(unit.slots, unit.bucket.views if unit.bucket else [], strict=False):
                 views[slot.index] = view
@@ -98,6 +101,11 @@ class Arrangement:
             indices_of(units), views, pool, [*self._lazy], lambda index: alive(receiver).make(index), late_of(units)
         )
         self._hooks.attach(slot.index for unit in units if not unit.late for slot in unit.slots)
+
+    def _places(self) -> list[int]:
+        """The device of each slot: -1 for the CPU, else devices are numbered as they appear."""
+        numbers: dict[torch.device, int] = {torch.device("cpu"): -1}
+        return [numbers.setdefault(slot.parameter.device, len(numbers) - 1) for slot in self._slots]
 
     def check_owned(self) -> None:
         """Raise a usage error if a newer optimizer has taken a parameter."""

@@ -10,15 +10,15 @@ the bucket. Small gradients are brought there after the backward pass, and the a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from ringred import _core
 from ringred.torch.channel import ArenaChannel
-
-if TYPE_CHECKING:
-    from ringred.torch.parcels import Slot
+from ringred.torch.parcels import Carrier, Slot
 
 ALIGNMENT = 64
 """Bytes; each gradient begins on a cache line."""
@@ -33,6 +33,19 @@ LATE_BYTES = 8 << 10
 """Gradients up to this size travel after the backward pass: a hook for each takes longer than the reduction."""
 
 
+@dataclass(frozen=True)
+class Departure:
+    """What a bucket is told when it is to travel."""
+
+    gradients: _core.Gradients
+    number: int  # of its unit
+    slots: Sequence[Slot]
+    name: str
+    carrier: Carrier
+    own: bool  # whether this rank's gradients go in; zeros otherwise
+    measures: bool  # whether the squares of the averages are wanted
+
+
 class Bucket:
     """Places for the gradients of some parameters of one dtype; a flat tensor of them all, and one view of each.
 
@@ -42,6 +55,8 @@ class Bucket:
         alone: there is one parameter, and no padding behind it: its gradient may travel from elsewhere, on some ranks.
         lazy: take no memory before `make`.
     """
+
+    holds_gradients = True  # they lie in it, not only while they travel
 
     def __init__(
         self, parameters: Sequence[torch.Tensor], channel: ArenaChannel, alone: bool = False, lazy: bool = False
@@ -63,6 +78,16 @@ class Bucket:
         self.flat = torch.from_numpy(block).view(self.dtype)[: self.count]
         pairs = zip(self.offsets, self._parameters, strict=True)
         self.views = [view_of(block, begin, parameter) for begin, parameter in pairs]
+
+    def send(self, departure: Departure) -> BucketParcel:
+        """Start the reduction, with every gradient in its place."""
+        gradients, number = departure.gradients, departure.number
+        gradients.fill(number, departure.own)
+        sent = gradients.sent(departure.slots[0].index) if departure.own and self.lazy else None
+        measures = departure.measures and self.dtype in (torch.float32, torch.float64)
+        channel: Any = departure.carrier.channel
+        handle = channel.reduce_in_place(self.array(sent), departure.carrier.op, departure.name, measures)
+        return BucketParcel(handle, measures, lambda kinds: gradients.deliver(number, kinds))
 
     def array(self, gradient: torch.Tensor | None) -> torch.Tensor:
         """What travels: a lazy bucket's only gradient if it does not lie in the bucket, or the bucket."""
@@ -116,24 +141,33 @@ def view_of(block: np.ndarray[Any, np.dtype[np.uint8]], begin: int, like: torch.
     size = like.element_size()
     part = block[begin * size : (begin + max(like.numel(), 1)) * size]
     flat = torch.from_numpy(part).view(like.dtype)[: like.numel()]
-    dense = torch.empty_like(like, device="meta").stride()  # of the same memory format, without gaps
-    return flat.as_strided(like.shape, dense)
+    return flat.as_strided(like.shape, dense_strides(like))
+
+
+def dense_strides(like: torch.Tensor) -> tuple[int, ...]:
+    """The strides of a tensor of the same memory format, without gaps."""
+    return torch.empty_like(like, device="meta").stride()
 
 
 def travels_alone(slot: Slot) -> bool:
-    """Whether a gradient is large enough for a bucket of its own."""
-    return slot.parameter.nbytes >= ALONE_BYTES
+    """Whether a gradient is large enough for a bucket of its own, which it does not have to be packed into."""
+    return slot.parameter.is_cpu and slot.parameter.nbytes >= ALONE_BYTES
 
 
 def travels_late(slot: Slot) -> bool:
     """Whether a gradient is so small that it goes after the backward pass."""
-    return slot.parameter.nbytes <= LATE_BYTES and not travels_alone(slot)
+    return slot.parameter.is_cpu and slot.parameter.nbytes <= LATE_BYTES
+
+
+def kind_of_memory(slot: Slot) -> tuple[torch.dtype, torch.device]:
+    """What the gradients of one bucket have in common."""
+    return slot.parameter.dtype, slot.parameter.device
 
 
 def pack_into_buckets(slots: Sequence[Slot], limit: int, first: int = FIRST_BYTES) -> list[list[Slot]]:
-    """Cut slots, in the order in which they should travel, into runs of one dtype of at most `limit` bytes each.
+    """Cut slots, in the order in which they should travel, into runs of one dtype and device, of at most `limit` bytes.
 
-    The first has at most `first` bytes. One slot that is larger than that, or than ALONE_BYTES, travels alone.
+    The first has at most `first` bytes. One slot that is larger than that, or that travels_alone, has its own.
     """
     buckets: list[list[Slot]] = []
     last: list[Slot] = []
@@ -144,7 +178,7 @@ def pack_into_buckets(slots: Sequence[Slot], limit: int, first: int = FIRST_BYTE
             buckets.append([slot])
             continue
         room = min(limit, first) if len(buckets) == 1 else limit
-        if not last or last[-1].parameter.dtype != slot.parameter.dtype or filled + size > room:
+        if not last or kind_of_memory(last[-1]) != kind_of_memory(slot) or filled + size > room:
             last, filled = [], 0
             buckets.append(last)
         last.append(slot)

@@ -40,11 +40,11 @@ from ringred.ops import Op
 from ringred.step_report import StepClock
 from ringred.torch.agreement import NamedTensor, check_agreement, describe
 from ringred.torch.arrangement import Arrangement
-from ringred.torch.buckets import BucketParcel
+from ringred.torch.buckets import Departure
 from ringred.torch.hooks import alive
 from ringred.torch.overlap import Overlap
 from ringred.torch.parcels import DENSE, NONE, Carrier, Kinds, Slot, kind_of, separate
-from ringred.torch.scaling import scale, squares_of
+from ringred.torch.scaling import scale, sum_of_squares
 from ringred.torch.stopwatch import Stopwatch
 from ringred.torch.units import Unit
 
@@ -187,13 +187,13 @@ class GradientExchange:
     def _norm(self, measured: bool) -> float:
         """The 2-norm of the averages; of buckets in later rounds as the reduction found it, if `measured` allows."""
         parts = 0.0
-        whole = 0.0
+        loose: list[torch.Tensor | None] = []
         for unit in self._units:
             if measured and unit.squares is not None:
                 parts += unit.squares
             else:
-                whole += sum(squares_of(slot.parameter.grad) for slot in unit.slots)
-        message = torch.tensor([parts, whole, 1.0], dtype=torch.float64, device="cpu")
+                loose += [slot.parameter.grad for slot in unit.slots]
+        message = torch.tensor([parts, sum_of_squares(loose), 1.0], dtype=torch.float64, device="cpu")
         self._channel.allreduce_([message], Op.Sum, "norm").wait()
         self._measures = True
         parts, whole, ranks = message.tolist()
@@ -339,14 +339,11 @@ class GradientExchange:
         return min(kind, DENSE) if self._sparse_as_dense else kind
 
     def _send(self, unit: Unit, kinds: Kinds, own: bool) -> None:
-        number = self._units.index(unit)
         if unit.bucket is not None:
-            self._gradients.fill(number, own)
-            channel: Any = self._channel
-            sent = self._gradients.sent(unit.slots[0].index) if own and unit.bucket.lazy else None
-            measures = self._measures and unit.bucket.dtype in (torch.float32, torch.float64)
-            handle = channel.reduce_in_place(unit.bucket.array(sent), self._carrier.op, unit.name, measures)
-            unit.parcel = BucketParcel(handle, measures, lambda kinds: self._gradients.deliver(number, kinds))
+            number = self._units.index(unit)
+            unit.parcel = unit.bucket.send(
+                Departure(self._gradients, number, unit.slots, unit.name, self._carrier, own, self._measures)
+            )
             return
         if own and self._sparse_as_dense:
             for slot in unit.slots:
@@ -380,7 +377,8 @@ class GradientExchange:
             with torch.no_grad():
                 for unit in self._units:  # or what is shared would be scaled twice
                     for slot in unit.slots:
-                        if unit.bucket is None or self._gradients.sent(slot.index) is None:
+                        held = unit.bucket is not None and unit.bucket.holds_gradients
+                        if not held or self._gradients.sent(slot.index) is None:
                             separate(slot)
                 self._scale(factor)
 

@@ -110,6 +110,7 @@ class Carrier:
         self._compressor = compression if wire is None else None  # one of the user's
         self._factors = (1.0 / predivide_factor, predivide_factor)
         self.is_plain = compression is Compression.none and predivide_factor == 1.0  # numbers travel as they are
+        self.packs = self._compressor is None  # a compressor gets each gradient by itself
 
     def send(self, slots: Sequence[Slot], name: str, kinds: Kinds, own: bool) -> Parcel:
         """Start the exchange of the gradients of these slots as one group, sparse ones each by itself.
@@ -130,6 +131,13 @@ class Carrier:
         ]
         parcel.start(name, dense, sparse)
         return parcel
+
+    def narrow_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
+        """The type in which gradients are packed on a GPU; None: their own. Factors are for the wide ones."""
+        if not self._wire or self._factors != (1.0, 1.0) or dtype not in (torch.float32, torch.float64):
+            return None
+        narrow: torch.dtype = getattr(torch, self._wire)
+        return narrow
 
     def reduce(self, messages: Sequence[torch.Tensor], name: str) -> Waitable:
         """Submit dense messages as one group."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -17,10 +17,27 @@ def scale(gradients: Sequence[torch.Tensor], factor: float) -> None:
         one.mul_(factor)
 
 
+def sum_of_squares(gradients: Iterable[torch.Tensor | None]) -> float:
+    """The sum of squares of all in float64. Each GPU is waited for once."""
+    total = 0.0
+    norms: dict[torch.device, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        if gradient is None or gradient.is_cpu:
+            total += squares_of(gradient)
+        else:
+            norms.setdefault(gradient.device, []).append(_norm(gradient))
+    return total + sum(float(torch.stack(one).square().sum().item()) for one in norms.values())
+
+
 def squares_of(gradient: torch.Tensor | None) -> float:
     """The sum of squares in float64; 0 for None."""
     if gradient is None:
         return 0.0
+    return float(_norm(gradient).item()) ** 2
+
+
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
     values = gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64).item()) ** 2
+    norm: torch.Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return norm
