@@ -1,11 +1,16 @@
 """Run all tests: C++ tests, pytest on one rank, then under mpirun with 2, 3 and 4 ranks. One summary line at the end.
 
     python tools/test.py [--cpp BUILD_DIRECTORY] [--only-ranks] [--ranks 2 3 4] [--hosts 2+2 3+1] [-- pytest arguments]
+    python tools/test.py --device cuda [--ranks 2 4] [-- pytest arguments]
 
 tests/python runs on one rank, tests/parallel on every rank count (some files of it on four), tests/mpi and tests/hosts
 once (their tests start jobs of their own). Three ranks are on two nodes, told apart by RINGRED_NODE. With --hosts
 tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
 where they cannot be made, that counts as a skipped test, with the reason.
+
+Two ranks also run a few files with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
+nothing runs but these and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch sees
+no GPU, they are skipped.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
@@ -18,7 +23,7 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster import reason_against
@@ -37,6 +42,14 @@ NODES = {3: (" on two nodes", {"RINGRED_TEST_NODES": "0 0 1"})}
 _CALLS = ("algorithms", "asynchronous", "collectives", "objects", "process_sets", "random_operations", "replicas")
 FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused_state", "torch_training")]}
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all."""
+
+
+ON_FAKE = [f"tests/parallel/test_torch_{name}.py" for name in ("operations", "optimizer_options")]
+ON_DEVICES = [
+    *ON_FAKE,
+    *(f"tests/parallel/test_torch_{name}.py" for name in ("training", "functions", "sync_batch_norm")),
+]
+"""Which files also run with all tensors on a device; all pass on the one that is made up, the second list in a minute."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpp", type=Path, metavar="DIRECTORY", help="also run the C++ tests built there")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 3, 4], help="rank counts under mpirun")
+    parser.add_argument("--device", choices=["cuda", "fake"], help="only tests with tensors on a device of this kind")
     parser.add_argument("--only-ranks", action="store_true", help="leave out the stages of pytest without mpirun")
     parser.add_argument(
         "--hosts", type=layout_of, nargs="*", default=[], metavar="LAYOUT", help="ranks of each host, such as 2+2"
@@ -95,6 +109,10 @@ def main() -> int:
 
 def stages(args: argparse.Namespace) -> list[Stage]:
     """The stages, in order."""
+    if args.device is not None:
+        alone = pytest_stage(f"1 rank on {args.device}", ON_DEVICES, args.pytest)
+        alone = replace(alone, environment={**os.environ, "RINGRED_TEST_DEVICE": args.device})
+        return [alone, *(ranks_stage(ranks, args.pytest, args.device) for ranks in args.ranks)]
     found = []
     if args.cpp is not None:
         ctest = shutil.which("ctest", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -105,18 +123,27 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         found.append(pytest_stage("1 rank", ["tests/python", "tests/parallel"], args.pytest))
         found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
         found.append(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest))
+    found += [ranks_stage(ranks, args.pytest) for ranks in args.ranks]
+    if 2 in args.ranks:
+        found.append(ranks_stage(2, args.pytest, "fake"))
+    found += [hosts_stage(layout, args.pytest) for layout in args.hosts]
+    return found
+
+
+def ranks_stage(ranks: int, more: list[str], device: str | None = None) -> Stage:
+    """tests/parallel under mpirun; with a device, those files that run on it, with all tensors there."""
     library = mpi_launcher.loaded_library()
     launcher = mpi_launcher.find_launcher(library)
     machine = mpi_launcher.this_machine(cores.usable_cores())
-    for ranks in args.ranks:
-        where, variables = NODES.get(ranks, ("", {}))
-        stage = pytest_stage(f"{ranks} ranks{where}", FILES.get(ranks, ["tests/parallel"]), args.pytest)
-        words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
-        environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
-        name = f"{stage.name} ({library.flavour})"
-        found.append(Stage(name, words, stage.results, ranks, {**environment, **variables}))
-    found += [hosts_stage(layout, args.pytest) for layout in args.hosts]
-    return found
+    where, variables = NODES.get(ranks, ("", {}))
+    files = FILES.get(ranks, ["tests/parallel"])
+    if device is not None:
+        where, variables = f"{where} on {device}", {**variables, "RINGRED_TEST_DEVICE": device}
+        files = ON_FAKE if device == "fake" else ON_DEVICES
+    stage = pytest_stage(f"{ranks} ranks{where}", files, more)
+    words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
+    environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
+    return Stage(f"{stage.name} ({library.flavour})", words, stage.results, ranks, {**environment, **variables})
 
 
 def hosts_stage(layout: list[int], more: list[str]) -> Stage:
