@@ -9,8 +9,8 @@ tests/parallel also runs over several hosts that are made on this machine, with 
 where they cannot be made, that counts as a skipped test, with the reason.
 
 Two ranks also run a few files with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
-nothing runs but these and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch sees
-no GPU, they are skipped.
+nothing runs but these and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
+sees no GPU, they are skipped.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
@@ -49,7 +49,7 @@ ON_DEVICES = [
     *ON_FAKE,
     *(f"tests/parallel/test_torch_{name}.py" for name in ("training", "functions", "sync_batch_norm")),
 ]
-"""Which files also run with all tensors on a device; all pass on the one that is made up, the second list in a minute."""
+"""Which files also run with all tensors on a device. All pass on the one that is made up, not all in CI."""
 
 
 @dataclass(frozen=True)
