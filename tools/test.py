@@ -8,9 +8,9 @@ once (their tests start jobs of their own). Three ranks are on two nodes, told a
 tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
 where they cannot be made, that counts as a skipped test, with the reason.
 
-Two ranks also run a few files with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
-nothing runs but these and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
-sees no GPU, they are skipped.
+Two ranks also run a file with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda nothing
+runs but this and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch sees no GPU,
+they are skipped.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
@@ -44,12 +44,12 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all."""
 
 
-ON_FAKE = [f"tests/parallel/test_torch_{name}.py" for name in ("operations", "optimizer_options")]
+ON_FAKE = ["tests/parallel/test_torch_optimizer_options.py"]
 ON_DEVICES = [
-    *ON_FAKE,
-    *(f"tests/parallel/test_torch_{name}.py" for name in ("training", "functions", "sync_batch_norm")),
+    f"tests/parallel/test_torch_{name}.py"
+    for name in ("operations", "functions", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
 ]
-"""Which files also run with all tensors on a device. All pass on the one that is made up, not all in CI."""
+"""Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for one."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     if args.device is not None:
         alone = pytest_stage(f"1 rank on {args.device}", ON_DEVICES, args.pytest)
         alone = replace(alone, environment={**os.environ, "RINGRED_TEST_DEVICE": args.device})
-        return [alone, *(ranks_stage(ranks, args.pytest, args.device) for ranks in args.ranks)]
+        return [alone, *(ranks_stage(ranks, args.pytest, args.device, all_files=True) for ranks in args.ranks)]
     found = []
     if args.cpp is not None:
         ctest = shutil.which("ctest", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -130,8 +130,8 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     return found
 
 
-def ranks_stage(ranks: int, more: list[str], device: str | None = None) -> Stage:
-    """tests/parallel under mpirun; with a device, those files that run on it, with all tensors there."""
+def ranks_stage(ranks: int, more: list[str], device: str | None = None, all_files: bool = False) -> Stage:
+    """tests/parallel under mpirun; with a device, files that run on it, with all tensors there."""
     library = mpi_launcher.loaded_library()
     launcher = mpi_launcher.find_launcher(library)
     machine = mpi_launcher.this_machine(cores.usable_cores())
@@ -139,7 +139,7 @@ def ranks_stage(ranks: int, more: list[str], device: str | None = None) -> Stage
     files = FILES.get(ranks, ["tests/parallel"])
     if device is not None:
         where, variables = f"{where} on {device}", {**variables, "RINGRED_TEST_DEVICE": device}
-        files = ON_FAKE if device == "fake" else ON_DEVICES
+        files = ON_DEVICES if all_files else ON_FAKE
     stage = pytest_stage(f"{ranks} ranks{where}", files, more)
     words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
     environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)

@@ -8,7 +8,8 @@ Its memory is main memory, but torch and ringred do not know: its tensors can on
 - Fresh memory, on the device and pinned, holds garbage.
 
 So whoever forgets to wait for an event, on the host or between streams, reads garbage or old values. What it cannot
-show is in torch's own allocators: memory that is given to somebody else while a copy still reads it.
+show: memory that an allocator of torch gives to somebody else while a copy still reads it; and what a hook raises, for
+which torch ends the process where a device is made in Python.
 """
 
 from __future__ import annotations
