@@ -52,7 +52,7 @@ WaitSettings wait_settings(const Environment& environment, bool cores_suffice) {
 std::function<void()> watch(std::vector<int> lifelines) {
   return [lifelines = std::move(lifelines)] {
     for (std::size_t rank = 0; rank < lifelines.size(); ++rank)
-      if (has_ended(lifelines[rank]))
+      if (ringred::has_ended(lifelines[rank]))
         throw Error(ErrorKind::peer_lost, "the process of rank " + std::to_string(rank) + " has ended");
   };
 }
