@@ -50,8 +50,8 @@ SANITIZER_ERRORS = 86
 JOB_SECONDS = 90.0
 DEVICE_VARIABLE = "RINGRED_TEST_DEVICE"
 SUITE = {
-    1: ["tests/parallel"],
     2: ["tests/parallel"],
+    1: ["tests/parallel/test_torch_functions.py", "tests/parallel/test_torch_operations.py"],
     4: ["tests/parallel/test_collectives.py", "tests/parallel/test_torch_training.py"],
 }
 """By number of ranks, which files of the pytest suite run on tensors of the GPU."""

@@ -219,8 +219,8 @@ def test_python_stage_runs_what_there_is(tool: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tool.gpu_build, "reason_against_module", lambda: None)
     monkeypatch.setattr(run, "command", lambda words, limit, variables=None: 0)
     monkeypatch.setattr(tool, "DEVICE_VARIABLE", "RINGRED_TEST_NODES")  # which the suite reads
-    assert tool.python(run, 30) == "the pytest suite on 1, 2, 4 ranks"
-    assert ranks == [(2, "cpu"), (1, "cuda"), (2, "cuda"), (4, "cuda")]
+    assert tool.python(run, 30) == "the pytest suite on 2, 1, 4 ranks"
+    assert ranks == [(2, "cpu"), (2, "cuda"), (1, "cuda"), (4, "cuda")]
     monkeypatch.setattr(tool, "DEVICE_VARIABLE", "RINGRED_TEST_NOTHING")
     with pytest.raises(tool.Skip, match="two processes met"):
         tool.python(run, 30)
