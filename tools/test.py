@@ -8,9 +8,9 @@ once (their tests start jobs of their own). Three ranks are on two nodes, told a
 tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
 where they cannot be made, that counts as a skipped test, with the reason.
 
-Two ranks also run a file with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda nothing
-runs but this and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch sees no GPU,
-they are skipped.
+Two ranks also run a file with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
+nothing runs but this and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
+sees no GPU, they are skipped.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
