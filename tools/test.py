@@ -10,13 +10,14 @@ where they cannot be made, that counts as a skipped test, with the reason.
 
 Two ranks also run a file with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
 nothing runs but this and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
-sees no GPU, they are skipped.
+sees no GPU, they are skipped. Without mpi4py torchrun starts these ranks, and nobody compares their outcomes.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import signal
@@ -132,15 +133,19 @@ def stages(args: argparse.Namespace) -> list[Stage]:
 
 def ranks_stage(ranks: int, more: list[str], device: str | None = None, all_files: bool = False) -> Stage:
     """tests/parallel under mpirun; with a device, files that run on it, with all tensors there."""
-    library = mpi_launcher.loaded_library()
-    launcher = mpi_launcher.find_launcher(library)
-    machine = mpi_launcher.this_machine(cores.usable_cores())
     where, variables = NODES.get(ranks, ("", {}))
     files = FILES.get(ranks, ["tests/parallel"])
     if device is not None:
         where, variables = f"{where} on {device}", {**variables, "RINGRED_TEST_DEVICE": device}
         files = ON_DEVICES if all_files else ON_FAKE
     stage = pytest_stage(f"{ranks} ranks{where}", files, more)
+    if device is not None and importlib.util.find_spec("mpi4py") is None:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        words = [*torchrun, *stage.words[1:]]
+        return Stage(f"{stage.name} (torchrun)", words, stage.results, 1, {**os.environ, **variables})
+    library = mpi_launcher.loaded_library()
+    launcher = mpi_launcher.find_launcher(library)
+    machine = mpi_launcher.this_machine(cores.usable_cores())
     words = mpi_launcher.command_line(library.flavour, launcher, ranks, machine, [], stage.words)
     environment = mpi_launcher.launch_environment(library.flavour, launcher, ranks, machine, None)
     return Stage(f"{stage.name} ({library.flavour})", words, stage.results, ranks, {**environment, **variables})
