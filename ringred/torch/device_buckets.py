@@ -114,6 +114,7 @@ class DeviceBucket:
         library: TorchLibrary = self._library
         if after is not None:
             after.precede_on(stream)
+        self._flat.record_stream(stream)  # torch's allocator gives it to nobody else before the copy has ended
         with library.module.stream(stream):
             if out:
                 library.copy_out(self._flat, self._host)

@@ -190,6 +190,9 @@ class FakeTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
+    def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
+        """Nothing: `raw` lives as long as the copy that uses it."""
+
     def untyped_storage(self) -> Any:
         return self.raw.untyped_storage()
 

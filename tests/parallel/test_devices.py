@@ -19,7 +19,8 @@ from torch import nn
 
 import ringred as rr
 import ringred.torch as hvd
-from ringred.devices import library, recognition
+from ringred import environment
+from ringred.devices import crossing, library, recognition
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +160,27 @@ def test_half_the_bytes_cross_with_compression(fake: Any, monkeypatch: pytest.Mo
 
 
 def test_a_result_is_there_for_the_stream_of_whoever_gets_it(fake: Any) -> None:
+    """Also of those who get it after somebody else, on whose stream it is still being copied."""
     handle = rr.allreduce_async(torch.ones(4000, device="fake"), rr.Sum)
     own, other = fake.Stream(), fake.Stream()
     module = torch.get_device_module("fake")
     with module.stream(own):
-        result = handle.wait()
-        assert torch.equal(result.cpu(), torch.full((4000,), float(rr.size())))
+        own.enqueue(lambda: time.sleep(0.05))
+        handle.wait()
     with module.stream(other):
         assert torch.equal(handle.wait().cpu(), torch.full((4000,), float(rr.size())))
+    with module.stream(own):
+        assert torch.equal(handle.wait().cpu(), torch.full((4000,), float(rr.size())))
+
+
+def test_a_process_says_once_that_arrays_go_through_host_memory(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(environment, "say", lambda text, level, _: said.append((text, level)))
+    crossing._say_once.cache_clear()
+    for _ in range(3):
+        rr.allreduce(torch.ones(3, device="fake"))
+    rr.allreduce(torch.ones(3))
+    assert [level for _, level in said] == ["info"] and "go through host memory" in said[0][0]
 
 
 def test_what_is_enqueued_before_the_call_is_in_it(fake: Any) -> None:
