@@ -42,9 +42,6 @@ if(NOT pybind11_FOUND AND NOT ringred_torch_headers)
           "carries it (RINGRED_PYBIND11 is ${RINGRED_PYBIND11}). Install it: pip install pybind11")
 endif()
 
-# All of them.
-add_custom_target(python_modules)
-
 # ringred_python_module(NAME SOURCE...)
 function(ringred_python_module name)
   if(pybind11_FOUND)
@@ -54,5 +51,4 @@ function(ringred_python_module name)
     target_include_directories(${name} SYSTEM PRIVATE ${ringred_torch_headers})
     set_target_properties(${name} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
   endif()
-  add_dependencies(python_modules ${name})
 endfunction()
