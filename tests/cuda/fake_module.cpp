@@ -20,7 +20,8 @@ namespace ringred::check {
 namespace {
 
 OpenDevice open_device(int ordinal) {
-  return {Gpu::open(fake_driver(), ordinal), emulated_kernels(here())};
+  const auto number = static_cast<std::uint64_t>(here().number) + 1;
+  return {Gpu::open(fake_driver(), ordinal), emulated_kernels(here()), {number, 1}};
 }
 
 // Memory that all ranks of the machine see, at whole pages.
@@ -42,8 +43,10 @@ class Machine {
   void leave() { inside().pop_back(); }
 
   std::uint64_t allocate(std::size_t bytes) {
+    const Gpu gpu = Gpu::open(fake_driver(), 0);
+    const CurrentContext current(gpu);
     DevicePointer address = 0;
-    fake_driver()->check((*fake_driver())->memory_allocate(&address, bytes), "allocate");
+    gpu.driver->check((*gpu.driver)->memory_allocate(&address, bytes), "allocate");
     return address;
   }
   void write(std::uint64_t address, const py::bytes& values) {

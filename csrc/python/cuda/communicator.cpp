@@ -78,6 +78,7 @@ class PythonCommunicator {
     DeviceCommunicator::Setup setup;
     setup.gpu = device.gpu;
     setup.kernels = device.kernels;
+    setup.self = device.self;
     setup.rank = rank;
     setup.size = static_cast<int>(host_blocks.size());
     setup.meeting = meeting_of(std::move(gather));

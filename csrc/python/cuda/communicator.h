@@ -8,12 +8,14 @@
 
 #include "csrc/cuda/device.h"
 #include "csrc/cuda/kernels.h"
+#include "csrc/cuda/share.h"
 
 namespace ringred::cuda {
 
 struct OpenDevice {
   Gpu gpu;
   std::shared_ptr<Kernels> kernels;
+  ProcessIdentity self = ProcessIdentity::of_this_process();
 };
 
 // `open` gives the device of an ordinal and the kernels for it; it throws where there is none.
