@@ -8,8 +8,8 @@ once (their tests start jobs of their own). Three ranks are on two nodes, told a
 tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
 where they cannot be made, that counts as a skipped test, with the reason.
 
-Two ranks also run a file with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
-nothing runs but this and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
+Two ranks also run two files with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
+nothing runs but these and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
 sees no GPU, they are skipped. Without mpi4py torchrun starts these ranks, and nobody compares their outcomes.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
 """
@@ -44,13 +44,10 @@ _CALLS = ("algorithms", "asynchronous", "collectives", "objects", "process_sets"
 FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused_state", "torch_training")]}
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all."""
 
-
-ON_FAKE = ["tests/parallel/test_torch_optimizer_options.py"]
-ON_DEVICES = [
-    f"tests/parallel/test_torch_{name}.py"
-    for name in ("operations", "functions", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
-]
-"""Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for one."""
+ON_FAKE = ["tests/parallel/test_devices.py", "tests/parallel/test_torch_optimizer_options.py"]
+_FACE = ("functions", "operations", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
+ON_DEVICES = ["tests/parallel/test_devices.py", *(f"tests/parallel/test_torch_{name}.py" for name in _FACE)]
+"""Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for two."""
 
 
 @dataclass(frozen=True)
