@@ -367,7 +367,7 @@ TEST("whatever driver call of one rank fails, all ranks end, and none with a mis
     if (sanitized && direct) continue;
     bool failed_all = false;
     int number = 0;
-    for (; !failed_all; number += sanitized ? 37 : 7) {
+    for (; !failed_all; number += sanitized ? 37 : 13) {
       DeviceJob job(2);
       job.leaves_nothing = false;
       job.timeout = 20;
