@@ -117,8 +117,7 @@ std::shared_ptr<Operation> Engine::submit(std::uint32_t number, Request request,
                std::to_string(number) + " here. Call add_process_set on all ranks first.");
   check_direct(request);
   auto operation = group->submit(std::move(request));
-  // What goes to other nodes is sent by who drives.
-  driver_.notice(!waits && (group->is_sequencer() || group->spans_nodes() || !group->hears()));
+  driver_.notice(!waits && (group->acts_on_submissions() || !group->hears()));
   return operation;
 }
 

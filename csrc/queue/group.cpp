@@ -50,13 +50,16 @@ Group::Group(Setup setup)
   mine_.size = static_cast<std::uint32_t>(size());
   mine_.index = static_cast<std::uint32_t>(setup_.index);
   std::copy(setup_.ranks.begin(), setup_.ranks.end(), mine_.ranks);
-  if (nodes_.several())
-    mirrors_ = std::make_unique<Mirrors>(
-        Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks, setup_.blocks, setup_.memory, layout_},
-        nodes_);
-  player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
+  const int node = nodes_.of(setup_.index);
   if (is_sequencer() && !in_step())
-    sequencer_ = std::make_unique<Sequencer>(setup_.blocks, layout_, setup_.settings->fusion_bytes);
+    sequencer_ = std::make_unique<Sequencer>(setup_.blocks, nodes_, layout_, setup_.settings->fusion_bytes);
+  else if (reader() == setup_.index && !in_step())
+    announcer_ = std::make_unique<Announcer>(setup_.blocks, nodes_.members(node), layout_);
+  if (nodes_.several())
+    mirrors_ = std::make_unique<Mirrors>(Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks,
+                                                        setup_.blocks, setup_.memory, layout_, sequencer_.get()},
+                                         nodes_);
+  player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
 }
 
 Entry& Group::entry(std::uint32_t number) const {
@@ -79,7 +82,7 @@ std::shared_ptr<Operation> Group::submit(Request request) {
     if (unnamed) ++unnamed_;
     publish(operation);
   }
-  if (!is_sequencer() && !in_step()) wake(0, tail_raised);
+  if (reader() != setup_.index && !in_step()) wake(static_cast<std::size_t>(reader()), tail_raised);
   return operation;
 }
 
@@ -178,10 +181,14 @@ bool Group::advance() {
     wake_others(logged_raised);
     moved = true;
   }
+  if (announcer_ && announcer_->advance()) {
+    mirrors_->announce(*announcer_);
+    moved = true;
+  }
   if (in_step()) {
     moved |= !playing_ && open_next();
     moved |= playing_ && play();  // at once: what it gives goes with what it is
-    if (mirrors_) moved |= mirrors_->tell_words(player_->local_events());
+    if (mirrors_) moved |= mirrors_->tell(player_->local_events());
     // What comes between two calls is for the next one: nobody has to be woken for it.
     return (moved && in_flight_count_.load(std::memory_order_relaxed) > 0) || note_awaits();
   }
@@ -227,7 +234,7 @@ bool Group::note_awaits() {
       const TurnPlayer::Awaited awaited = playing_    ? player_->awaits()
                                           : in_step() ? TurnPlayer::Awaited{-1, tail_raised}
                                                       : TurnPlayer::Awaited{0, logged_raised};
-      bits |= awaited.event | (sequencer_ ? tail_raised : 0u);
+      bits |= awaited.event | (sequencer_ || announcer_ ? tail_raised : 0u);
       came = awaited.member < 0;
     }
     if (bits == awaits_) return more || came;
@@ -367,6 +374,7 @@ void Group::play_next() {
 
 void Group::finish_record() {
   if (mirrors_) mirrors_->finish(*next_record());
+  if (announcer_) announcer_->finish(*next_record());
   mine_.consumed.store(mine_.consumed.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
   if (!is_sequencer()) wake(0, consumed_raised);
 }
@@ -414,8 +422,8 @@ void Group::note_awaited(const Operation& operation) {
     entry(operation.number).awaited.store(1, std::memory_order_relaxed);
 }
 
-void Group::wake_sequencer() {
-  if (!is_sequencer() && setup_.members.front() != nullptr) ring(setup_.members.front()->bell);
+void Group::wake_reader() {
+  if (reader() != setup_.index) ring(setup_.members[static_cast<std::size_t>(reader())]->bell);
 }
 
 void Group::wake_others(Event event) {

@@ -14,6 +14,7 @@
 
 #include "csrc/base/settings.h"
 #include "csrc/memory/arena.h"
+#include "csrc/queue/announcements.h"
 #include "csrc/queue/mirrors.h"
 #include "csrc/queue/movements.h"
 #include "csrc/queue/opening.h"
@@ -70,11 +71,13 @@ class Group {
   Arena::Block& memory() const { return *setup_.memory; }
   const GroupBlock& sequencer_block() const { return *setup_.blocks.front(); }
   bool is_sequencer() const { return setup_.index == 0; }
+  // Whether who drives has to look at what this rank submits before peers can.
+  bool acts_on_submissions() const { return sequencer_ || announcer_ || (in_step() && mirrors_); }
   // All members submit the same operations in the same order, one at a time: see opening.h.
   bool in_step() const { return setup_.number == RankBlock::callers_group; }
   std::uint32_t names_used() const { return mine_.entries.load(std::memory_order_acquire); }
 
-  // Any thread. Rings the sequencer, if that is another rank.
+  // Any thread. Rings the reader of submissions, if that is another rank.
   std::shared_ptr<Operation> submit(Request request);
 
   // Whether peers know that this rank waits for something. After submit(): if not, who drives has to look at it.
@@ -112,10 +115,12 @@ class Group {
   // A thread is about to sleep until this operation is over.
   void note_awaited(const Operation& operation);
 
-  // Has the sequencer look at what it has not been woken for.
-  void wake_sequencer();
+  // Has the reader of submissions look at what it has not been woken for.
+  void wake_reader();
 
  private:
+  // The member of this node that reads what all of it submit: the sequencer or an announcer.
+  int reader() const { return nodes_.members(nodes_.of(setup_.index)).front(); }
   bool sequencer_waits() const { return sequencer_ && sequencer_->waits(); }
   Entry& entry(std::uint32_t number) const;
   void check_announcement(const Request& request) const;
@@ -137,6 +142,7 @@ class Group {
   std::shared_ptr<Operation> in_flight(std::uint32_t number);
   bool needs(std::size_t member) const;
   bool take_notes();
+  void tell_waiting(std::int64_t now);
   void look_at_members();
   void look_at_deadline(std::int64_t now);
   std::string end_of(std::size_t member) const;
@@ -150,8 +156,9 @@ class Group {
   const Nodes nodes_;
   const GroupLayout layout_;
   GroupBlock& mine_;
-  std::unique_ptr<Mirrors> mirrors_;  // null: all members are on one node
   std::unique_ptr<Sequencer> sequencer_;
+  std::unique_ptr<Announcer> announcer_;
+  std::unique_ptr<Mirrors> mirrors_;  // null: all members are on one node
 
   mutable std::mutex mutex_;
   NameTable names_;

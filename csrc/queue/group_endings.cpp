@@ -50,8 +50,23 @@ void Group::look(std::int64_t now) {
   if (mirrors_) wake_others(departed);  // a neighbour that has nothing to do may keep the mirror of one that has gone
   // Who is late in a call that takes long is seen by who is not: the others hear of them.
   if (mirrors_ && in_step() && now - oldest_in_flight() > long_call) mirrors_->tell_late();
+  if (mirrors_ && !in_step()) tell_waiting(now);
   look_at_members();
   look_at_deadline(now);
+}
+
+// Other nodes need not know who waits for what before somebody asks who is missing.
+void Group::tell_waiting(std::int64_t now) {
+  const double limit = setup_.settings->timeout_seconds * 1e9 / 4;
+  const std::int64_t long_wait = limit > 0 ? std::min(long_call, static_cast<std::int64_t>(limit)) : long_call;
+  std::vector<std::uint32_t> numbers;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& operation : in_flight_)
+      if (operation && now - operation->submitted > long_wait && !std::exchange(operation->is_known_to_wait, true))
+        numbers.push_back(operation->number);
+  }
+  mirrors_->tell_waiting(numbers);
 }
 
 // Whether what runs or waits here can go on without a member that takes no further part: it cannot if the step that

@@ -7,6 +7,8 @@
 
 #include "csrc/base/error.h"
 #include "csrc/base/futex.h"
+#include "csrc/queue/announcements.h"
+#include "csrc/queue/sequencer.h"
 
 namespace ringred {
 
@@ -15,7 +17,6 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
       nodes_(nodes),
       mine_(*block(setup_.index)),
       told_(static_cast<std::size_t>(nodes.count())),
-      due_entry_(static_cast<std::size_t>(nodes.count()), LogRecord::no_number),
       committed_(setup_.blocks.size()) {
   for (const int member : nodes_.kept_by(setup_.index)) {
     GroupBlock& mirror = *block(member);
@@ -26,7 +27,7 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
     std::copy(mine_.ranks, mine_.ranks + mine_.size, mirror.ranks);
     kept_.push_back(std::make_unique<Incoming>());
     kept_.back()->member = member;
-    kept_.back()->bytes.resize(sizeof(Note) + sizeof(Entry) + inline_bytes);
+    kept_.back()->bytes.resize(sizeof(Note) + inline_bytes);
   }
 }
 
@@ -47,8 +48,8 @@ Mirrors::~Mirrors() {
 
 Mirrors::Words Mirrors::words() const {
   const auto now = [](const auto& word) { return word.load(std::memory_order_relaxed); };
-  return {told_tail_,         told_logged_,        now(mine_.copied), now(mine_.combined),       now(mine_.reduced),
-          left_by_all_here(), now(mine_.consumed), now(mine_.joined), now(mine_.departure.state)};
+  return {told_logged_,       now(mine_.copied),   now(mine_.combined), now(mine_.reduced),
+          left_by_all_here(), now(mine_.consumed), now(mine_.joined),   now(mine_.departure.state)};
 }
 
 std::uint64_t Mirrors::left_by_all_here() const {
@@ -59,41 +60,28 @@ std::uint64_t Mirrors::left_by_all_here() const {
 }
 
 void Mirrors::send(int node, std::size_t offset, std::size_t bytes, bool last) {
-  send_note(node, offset, bytes, last ? words() : told_[static_cast<std::size_t>(node)]);
+  send_stretch(node, Kind::stretch, offset, bytes, last ? words() : told_[static_cast<std::size_t>(node)]);
 }
 
-void Mirrors::send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record) {
+void Mirrors::send_stretch(int node, Kind kind, std::size_t offset, std::size_t bytes, const Words& words) {
+  send_note(node, {words, offset, bytes, kind}, bytes_of(setup_.index) + offset);
+}
+
+void Mirrors::send_note(int node, const Note& note, const std::byte* data) {
   if (spare_.empty()) spare_.push_back(std::make_unique<Outgoing>());
   sending_.push_back(std::move(spare_.back()));
   spare_.pop_back();
   Outgoing& outgoing = *sending_.back();
-  const auto place = static_cast<std::size_t>(node);
-  const std::uint32_t entry = std::exchange(due_entry_[place], LogRecord::no_number);
-  const bool enters = entry != LogRecord::no_number && !due_is_known_;
-  const Note note{words, offset, bytes, entry, enters ? 1u : 0u, is_record ? 1u : 0u};
-  const std::byte* data = bytes_of(setup_.index) + offset;
-  const bool whole = bytes <= inline_bytes;
-  outgoing.bytes.resize(sizeof note + (enters ? sizeof(Entry) : 0) + (whole ? bytes : 0));
-  std::byte* end = outgoing.bytes.data();
-  std::memcpy(end, &note, sizeof note);
-  end += sizeof note;
-  if (enters) {
-    // But for its atomic words, one of which others of this rank write.
-    const Entry& own = setup_.layout.entries_of(mine_)[note.entry];
-    constexpr std::size_t plain = offsetof(Entry, hash);
-    const std::uint64_t submissions = own.submissions.load(std::memory_order_relaxed);
-    std::memset(end, 0, plain);
-    std::memcpy(end + offsetof(Entry, submissions), &submissions, sizeof submissions);
-    std::memcpy(end + plain, reinterpret_cast<const std::byte*>(&own) + plain, sizeof own - plain);
-    end += sizeof(Entry);
-  }
-  if (whole && bytes > 0) std::memcpy(end, data, bytes);
-  outgoing.slot = whole ? -1 : slot_of(offset);
+  const bool whole = note.bytes <= inline_bytes;
+  outgoing.bytes.resize(sizeof note + (whole ? note.bytes : 0));
+  std::memcpy(outgoing.bytes.data(), &note, sizeof note);
+  if (whole && note.bytes > 0) std::memcpy(outgoing.bytes.data() + sizeof note, data, note.bytes);
+  outgoing.slot = whole ? -1 : slot_of(note.offset);
   if (outgoing.slot >= 0) ++slots_sending_[static_cast<std::size_t>(outgoing.slot)];
-  told_[place] = words;
+  told_[static_cast<std::size_t>(node)] = note.words;
   const int rank = setup_.ranks[static_cast<std::size_t>(nodes_.keeper(setup_.index, node))];
   setup_.network->send(outgoing.head, rank, setup_.tag, outgoing.bytes.data(), outgoing.bytes.size());
-  if (!whole) setup_.network->send(outgoing.body, rank, setup_.tag, data, bytes);
+  if (!whole) setup_.network->send(outgoing.body, rank, setup_.tag, data, note.bytes);
 }
 
 int Mirrors::slot_of(std::size_t offset) const {
@@ -138,45 +126,45 @@ bool Mirrors::is_due(const Words& now, const Words& told, std::uint32_t local) c
 
 bool Mirrors::tell(std::uint32_t local) {
   if (over_) return false;
-  // Each with a note of its own: a note has room for one.
-  while (told_tail_ < mine_.tail.load(std::memory_order_acquire)) {
-    add_entry();
-    for (int node = 0; node < nodes_.count(); ++node)
-      if (node != nodes_.of(setup_.index)) send_note(node, 0, 0, words());
-  }
-  return tell_words(local);
-}
-
-bool Mirrors::tell_words(std::uint32_t local) {
-  if (over_) return false;
   tell_records();
   bool told = false;
   const Words now = words();
   for (int node = 0; node < nodes_.count(); ++node) {
-    const auto place = static_cast<std::size_t>(node);
-    const bool due = due_entry_[place] != LogRecord::no_number || is_due(now, told_[place], local);
-    if (node == nodes_.of(setup_.index) || !due) continue;
-    send_note(node, 0, 0, now);
+    if (node == nodes_.of(setup_.index) || !is_due(now, told_[static_cast<std::size_t>(node)], local)) continue;
+    send_stretch(node, Kind::stretch, 0, 0, now);
     told = true;
   }
   return told;
+}
+
+void Mirrors::announce(Announcer& announcer) {
+  constexpr int sequencers_node = 0;
+  for (auto message = announcer.next_message(inline_bytes); !over_ && !message.empty();
+       message = announcer.next_message(inline_bytes))
+    send_note(sequencers_node, {words(), 0, message.size(), Kind::announcements}, message.data());
+}
+
+void Mirrors::tell_waiting(const std::vector<std::uint32_t>& numbers) {
+  std::vector<Waiting> all;
+  for (const std::uint32_t number : numbers) {
+    const Entry& entry = setup_.layout.entries_of(mine_)[number];
+    all.push_back({{entry.hash[0], entry.hash[1]}, number, entry.submissions.load(std::memory_order_relaxed)});
+  }
+  constexpr std::size_t most = inline_bytes / sizeof(Waiting);
+  for (std::size_t begin = 0; !over_ && begin < all.size(); begin += most) {
+    const std::size_t bytes = std::min(most, all.size() - begin) * sizeof(Waiting);
+    for (int node = 0; node < nodes_.count(); ++node)
+      if (node != nodes_.of(setup_.index))
+        send_note(node, {words(), 0, bytes, Kind::waiting}, reinterpret_cast<const std::byte*>(&all[begin]));
+  }
 }
 
 void Mirrors::tell_late() {
   if (over_) return;
   const Words now = words();
   for (int node = 0; node < nodes_.count(); ++node)
-    if (node != nodes_.of(setup_.index) && now != told_[static_cast<std::size_t>(node)]) send_note(node, 0, 0, now);
-}
-
-// An entry is written again only after its operation is over, hence after this.
-void Mirrors::add_entry() {
-  const std::uint32_t number = setup_.layout.ring_of(mine_)[told_tail_++ % GroupBlock::most_entries];
-  std::fill(due_entry_.begin(), due_entry_.end(), number);
-  const Entry& entry = setup_.layout.entries_of(mine_)[number];
-  const Identity identity{{entry.hash[0], entry.hash[1]}, entry.fingerprint};
-  if (known_.size() <= number) known_.resize(number + 1);
-  due_is_known_ = std::exchange(known_[number], identity) == identity;
+    if (node != nodes_.of(setup_.index) && now != told_[static_cast<std::size_t>(node)])
+      send_stretch(node, Kind::stretch, 0, 0, now);
 }
 
 void Mirrors::tell_records() {
@@ -187,7 +175,7 @@ void Mirrors::tell_records() {
     ++told_logged_;
     for (int node = 0; node < nodes_.count(); ++node)
       if (node != nodes_.of(setup_.index))
-        send_note(node, offset, record->used_bytes(setup_.ranks.size()), words(), true);
+        send_stretch(node, Kind::record, offset, record->used_bytes(setup_.ranks.size()), words());
   }
 }
 
@@ -197,7 +185,8 @@ void Mirrors::depart() {
     const auto place =
         static_cast<std::size_t>(reinterpret_cast<std::byte*>(mine_.departure.reason) - bytes_of(setup_.index));
     for (int node = 0; node < nodes_.count(); ++node)
-      if (node != nodes_.of(setup_.index)) send_note(node, place, sizeof mine_.departure.reason, words());
+      if (node != nodes_.of(setup_.index))
+        send_stretch(node, Kind::stretch, place, sizeof mine_.departure.reason, words());
   } catch (const Error&) {  // the network is why it leaves
   }
   over_ = true;
@@ -224,47 +213,55 @@ bool Mirrors::take(std::uint32_t& events) {
 bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
   Note note;
   std::memcpy(&note, incoming.bytes.data(), sizeof note);
-  if (note.offset > setup_.layout.end() || note.bytes > setup_.layout.end() - note.offset ||
-      (note.entry != LogRecord::no_number && note.entry >= GroupBlock::most_entries))
-    throw Error(ErrorKind::system, "A note of rank " +
-                                       std::to_string(setup_.ranks[static_cast<std::size_t>(incoming.member)]) +
-                                       " does not fit its mirror: the nodes run different versions of ringred.");
+  check(incoming, note);
   std::byte* place = bytes_of(incoming.member) + note.offset;
   if (!incoming.body) {
-    const std::byte* bytes = incoming.bytes.data() + sizeof note;
-    if (note.entry != LogRecord::no_number) store_entry(incoming.member, note, bytes);
-    if (note.has_entry != 0) bytes += sizeof(Entry);
-    if (note.bytes > inline_bytes) {
+    std::span<const std::byte> bytes(incoming.bytes.data() + sizeof note, std::min(note.bytes, inline_bytes));
+    if (note.kind == Kind::announcements) {
+      setup_.sequencer->hear(bytes);
+    } else if (note.kind == Kind::waiting) {
+      store_waiting(incoming.member, bytes);
+    } else if (note.bytes > inline_bytes) {
       incoming.body = true;
       setup_.network->receive(incoming.transfer, setup_.ranks[static_cast<std::size_t>(incoming.member)], setup_.tag,
                               place, note.bytes);
       return true;
+    } else if (note.bytes > 0) {
+      std::memcpy(place, bytes.data(), bytes.size());
     }
-    if (note.bytes > 0) std::memcpy(place, bytes, note.bytes);
   }
   // Clocks of different machines have nothing in common: times are those at which things became known here.
-  if (note.is_record != 0) reinterpret_cast<LogRecord*>(place)->logged = monotonic_now();
+  if (note.kind == Kind::record) reinterpret_cast<LogRecord*>(place)->logged = monotonic_now();
   events |= store_words(*block(incoming.member), note.words);
   await_note(incoming);
   return true;
 }
 
+void Mirrors::check(const Incoming& incoming, const Note& note) const {
+  const bool is_whole = note.kind == Kind::waiting || note.kind == Kind::announcements;
+  const std::uint64_t room = is_whole ? inline_bytes : setup_.layout.end();
+  if (note.offset <= room && note.bytes <= room - note.offset && note.kind <= Kind::announcements &&
+      (note.kind != Kind::announcements || setup_.sequencer != nullptr))
+    return;
+  throw Error(ErrorKind::system, "A note of rank " +
+                                     std::to_string(setup_.ranks[static_cast<std::size_t>(incoming.member)]) +
+                                     " does not fit its mirror: the nodes run different versions of ringred.");
+}
+
 // How many are over is counted here: what the owner says of it may be older or newer than this node's own part.
-void Mirrors::store_entry(int member, const Note& note, const std::byte* bytes) {
-  commit(member, note.entry);
+void Mirrors::store_waiting(int member, std::span<const std::byte> bytes) {
   GroupBlock& mirror = *block(member);
-  Entry& entry = setup_.layout.entries_of(mirror)[note.entry];
-  std::uint64_t submissions = entry.submissions.load(std::memory_order_relaxed) + 1;
-  if (note.has_entry != 0) {
-    constexpr std::size_t plain = offsetof(Entry, hash);
-    std::memcpy(reinterpret_cast<std::byte*>(&entry) + plain, bytes + plain, sizeof entry - plain);
-    std::memcpy(&submissions, bytes + offsetof(Entry, submissions), sizeof submissions);
+  for (Waiting waiting; bytes.size() >= sizeof waiting; bytes = bytes.subspan(sizeof waiting)) {
+    std::memcpy(&waiting, bytes.data(), sizeof waiting);
+    if (waiting.number >= GroupBlock::most_entries) continue;
+    const auto number = static_cast<std::uint32_t>(waiting.number);
+    commit(member, number);
+    Entry& entry = setup_.layout.entries_of(mirror)[number];
+    std::copy_n(waiting.hash, 2, entry.hash);
+    entry.submissions.store(waiting.submissions, std::memory_order_release);
+    if (mirror.entries.load(std::memory_order_relaxed) <= number)
+      mirror.entries.store(number + 1, std::memory_order_release);
   }
-  entry.submitted = monotonic_now();
-  entry.submissions.store(submissions, std::memory_order_release);
-  setup_.layout.ring_of(mirror)[(note.words.tail - 1) % GroupBlock::most_entries] = note.entry;
-  if (mirror.entries.load(std::memory_order_relaxed) <= note.entry)
-    mirror.entries.store(note.entry + 1, std::memory_order_release);
 }
 
 void Mirrors::finish(const LogRecord& record) {
@@ -276,6 +273,7 @@ void Mirrors::finish(const LogRecord& record) {
 
 void Mirrors::note_finished(const Incoming& incoming, std::uint32_t number) {
   if (number == LogRecord::no_number) return;
+  commit(incoming.member, number);
   auto& completed = setup_.layout.entries_of(*block(incoming.member))[number].completed;
   completed.store(completed.load(std::memory_order_relaxed) + 1, std::memory_order_release);
 }
@@ -300,7 +298,6 @@ std::uint32_t Mirrors::store_words(GroupBlock& block, const Words& words) {
     events |= event;
   };
   raise(block.joined, words.joined, 0);
-  raise(block.tail, words.tail, tail_raised);
   raise(block.logged, words.logged, logged_raised);
   raise(block.copied, words.copied, copied_raised);
   raise(block.combined, words.combined, combined_raised);

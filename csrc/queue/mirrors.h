@@ -4,13 +4,16 @@
 // there (Nodes::keeper). Whoever shares a node with the keeper reads the mirror as it reads its neighbours' blocks, so
 // all that is said in shared.h and turns.h holds across nodes, too. Every word has one writer, hence mirrors need no
 // agreement, only order:
-//   1. What a member has written for others goes out as notes, one stream to each keeper: an entry of its names or
-//      none, a stretch of its block or none, and the words as they stood when these and all before were complete.
-//   2. The keeper stores entry and stretch into the mirror, then the words (seq_cst), and rings the members of its node
-//      that wait for one of them.
+//   1. What a member has written for others goes out as notes, one stream to each keeper: a stretch of its block or
+//      none, and the words as they stood when this and all before were complete.
+//   2. The keeper stores the stretch into the mirror, then the words (seq_cst), and rings the members of its node that
+//      wait for one of them.
 // Words in a mirror may be behind; they are never ahead of the data that they speak of. Words of different members may
 // arrive in another order than they were raised in: whoever waits looks at each member's word, and infers none from
 // another's.
+//
+// What members submit matters to the sequencer alone, and reaches it past the mirrors (announcements.h). A mirror's
+// table of names is for deadlines: it has the names for which its member has waited for long.
 //
 // A note of more than `inline_bytes` is two messages; the second is received where it belongs and sent from where it
 // lies, so that slots are not copied once more. A slot may be filled again when it has been sent (is_sending) and all
@@ -22,6 +25,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "csrc/link/network.h"
@@ -31,6 +35,9 @@
 #include "csrc/queue/shared.h"
 
 namespace ringred {
+
+class Announcer;
+class Sequencer;
 
 class Mirrors {
  public:
@@ -44,6 +51,7 @@ class Mirrors {
     std::vector<GroupBlock*> blocks;       // by member: its own block, or its mirror on this node
     std::shared_ptr<Arena::Block> memory;  // in which this member's block and the mirrors that it keeps lie
     GroupLayout layout;
+    Sequencer* sequencer;  // if this member has it
   };
   Mirrors(Setup setup, const Nodes& nodes);
   ~Mirrors();
@@ -56,12 +64,15 @@ class Mirrors {
   // A stretch of this member's block for the members of a node. `last`: with it the words hold as they are now.
   void send(int node, std::size_t offset, std::size_t bytes, bool last);
 
-  // Tells all nodes what they do not know yet: new submissions, new records of the log, words. Returns whether there
-  // was something. `local`: events that no other node waits for.
+  // Tells all nodes what they do not know yet: new records of the log, words. Returns whether there was something.
+  // `local`: events that no other node waits for.
   bool tell(std::uint32_t local);
 
-  // As tell(), but for submissions.
-  bool tell_words(std::uint32_t local);
+  // Sends the sequencer what is to be announced. Only the first member of a node: the sequencer keeps its mirror.
+  void announce(Announcer& announcer);
+
+  // Tells all nodes that operations of these numbers wait.
+  void tell_waiting(const std::vector<std::uint32_t>& numbers);
 
   // Tells all nodes the words as they are, also those that nobody waits for.
   void tell_late();
@@ -80,21 +91,20 @@ class Mirrors {
  private:
   // `left`: the least of all members of the own node, so that one of them speaks for all.
   struct Words {
-    std::uint64_t tail, logged, copied, combined, reduced, left, consumed;
+    std::uint64_t logged, copied, combined, reduced, left, consumed;
     std::uint32_t joined, departed;
     friend bool operator==(const Words&, const Words&) = default;
   };
+  enum class Kind : std::uint64_t { stretch, record, waiting, announcements };
+  // What follows it is a stretch of the block, which may be a record of the log; or several of Waiting; or see
+  // announcements.h.
   struct Note {
     Words words;
-    std::uint64_t offset, bytes;  // of the stretch
-    std::uint32_t entry;          // its number, or no_number
-    std::uint32_t has_entry;      // else it is what the last note of that number had, submitted once more
-    std::uint32_t is_record;      // the stretch is one of the log
+    std::uint64_t offset, bytes;
+    Kind kind;
   };
-  // What an entry is about, but for how often it was submitted.
-  struct Identity {
-    std::uint64_t hash[2] = {}, fingerprint = 0;
-    friend bool operator==(const Identity&, const Identity&) = default;
+  struct Waiting {
+    std::uint64_t hash[2], number, submissions;
   };
   struct Outgoing {
     Transfer head, body;
@@ -110,13 +120,14 @@ class Mirrors {
 
   Words words() const;
   std::uint64_t left_by_all_here() const;
-  void add_entry();
-  void send_note(int node, std::size_t offset, std::size_t bytes, const Words& words, bool is_record = false);
+  void send_stretch(int node, Kind kind, std::size_t offset, std::size_t bytes, const Words& words);
+  void send_note(int node, const Note& note, const std::byte* data);
   bool is_due(const Words& now, const Words& told, std::uint32_t local) const;
   void tell_records();
   void await_note(Incoming& incoming);
   bool take_note(Incoming& incoming, std::uint32_t& events);
-  void store_entry(int member, const Note& note, const std::byte* bytes);
+  void check(const Incoming& incoming, const Note& note) const;
+  void store_waiting(int member, std::span<const std::byte> bytes);
   void note_finished(const Incoming& incoming, std::uint32_t number);
   void commit(int member, std::uint32_t entry);
   static std::uint32_t store_words(GroupBlock& block, const Words& words);
@@ -127,11 +138,8 @@ class Mirrors {
   const Setup setup_;
   const Nodes& nodes_;
   GroupBlock& mine_;
-  std::uint64_t told_tail_ = 0, told_logged_ = 0;
-  std::vector<Words> told_;               // by node
-  std::vector<std::uint32_t> due_entry_;  // by node: what goes with the next note
-  bool due_is_known_ = false;             // whether the nodes know all of it but that it is submitted again
-  std::vector<Identity> known_;           // by number: what was told last
+  std::uint64_t told_logged_ = 0;
+  std::vector<Words> told_;  // by node
   std::vector<std::unique_ptr<Outgoing>> sending_, spare_;
   std::array<int, GroupLayout::slots> slots_sending_{};
   std::vector<std::unique_ptr<Incoming>> kept_;

@@ -141,6 +141,7 @@ class Operation {
 
   std::uint32_t group = 0;          // the process set's number
   std::uint32_t number = 0;         // of its name; the group's
+  bool is_known_to_wait = false;    // on other nodes; the group's
   bool tell = false, told = false;  // whether somebody wants to hear of its end, and has; the engine's, under a lock
 
  private:

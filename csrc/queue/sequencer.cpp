@@ -8,18 +8,21 @@
 
 namespace ringred {
 
-Sequencer::Sequencer(std::vector<GroupBlock*> blocks, GroupLayout layout, std::size_t fusion_bytes)
+Sequencer::Sequencer(std::vector<GroupBlock*> blocks, const Nodes& nodes, GroupLayout layout, std::size_t fusion_bytes)
     : blocks_(std::move(blocks)),
+      nodes_(nodes),
       layout_(layout),
       size_(blocks_.size()),
       fusion_bytes_(fusion_bytes),
       heads_(size_),
+      far_(size_),
       names_(0xfffffff0u),
       joined_(size_, LogRecord::no_number),
       allows_(size_) {}
 
 bool Sequencer::advance() {
-  for (std::size_t member = 0; member < size_; ++member) {
+  for (const int near : nodes_.members(0)) {
+    const auto member = static_cast<std::size_t>(near);
     const std::uint64_t tail = blocks_[member]->tail.load(std::memory_order_seq_cst);
     const std::uint32_t* ring = layout_.ring_of(*blocks_[member]);
     for (; heads_[member] < tail; ++heads_[member]) take(member, ring[heads_[member] % GroupBlock::most_entries]);
@@ -30,6 +33,13 @@ bool Sequencer::advance() {
     grown = true;
   }
   return grown;
+}
+
+void Sequencer::hear(std::span<const std::byte> message) {
+  while (!message.empty()) {
+    const auto [member, number] = far_.take(message);
+    take(member, number);
+  }
 }
 
 bool Sequencer::fail(const NameHash& hash, const std::string& text) {
@@ -45,9 +55,9 @@ bool Sequencer::fail(const NameHash& hash, const std::string& text) {
 }
 
 void Sequencer::take(std::size_t member, std::uint32_t number) {
-  const Entry& entry = entry_of(member, number);
-  if (entry.kind == CallKind::join) return take_join(member, entry, number);
-  const NameTable::Place place = names_.take({{entry.hash[0], entry.hash[1]}});
+  const Submission& submitted = submission(member, number);
+  if (submitted.kind == CallKind::join) return take_join(member, submitted, number);
+  const NameTable::Place place = names_.take({{submitted.hash[0], submitted.hash[1]}});
   const std::uint32_t name = place.number;
   if (pending_.size() <= name) {
     pending_.resize(name + 1);
@@ -58,9 +68,9 @@ void Sequencer::take(std::size_t member, std::uint32_t number) {
   check_ready(name);
 }
 
-void Sequencer::take_join(std::size_t member, const Entry& entry, std::uint32_t number) {
+void Sequencer::take_join(std::size_t member, const Submission& submitted, std::uint32_t number) {
   joined_[member] = number;
-  allows_[member] = entry.allow;
+  allows_[member] = submitted.allow;
   ++joined_count_;
   last_joined_ = member;
   for (std::uint32_t name = 0; name < pending_.size(); ++name)
@@ -87,7 +97,7 @@ void Sequencer::note_lateness(std::uint32_t name) {
   std::size_t late = 0;
   for (std::size_t member = 0; member < size_; ++member) {
     if (!has(name, member)) continue;
-    const std::int64_t time = entry_of(member, number_of(name, member)).submitted;
+    const std::int64_t time = submission(member, number_of(name, member)).submitted;
     if (time > last) {
       before = last;
       last = time;
@@ -124,19 +134,19 @@ void Sequencer::append_next() {
 // Fuses with `first` what is ready, may be fused, and fits.
 void Sequencer::append_batch(std::uint32_t first) {
   LogRecord& record = next_record();
-  const Entry& entry = any_entry(first);
+  const Submission& submitted = any_submission(first);
   record.type = LogRecord::Type::batch;
-  record.kind = entry.kind;
-  record.op = entry.op;
-  record.runs = entry.runs;
-  std::copy_n(entry.run, entry.runs, record.run);
+  record.kind = submitted.kind;
+  record.op = submitted.op;
+  record.runs = submitted.runs;
+  std::copy_n(submitted.run, submitted.runs, record.run);
   record.operations = 0;
-  std::uint64_t bytes = entry.bytes;
-  const std::uint64_t key = entry.fuse_key;
+  std::uint64_t bytes = submitted.bytes;
+  const std::uint64_t key = submitted.fuse_key;
   std::vector<std::uint32_t> batch{first};
   for (auto it = ready_.begin(); key != 0 && it != ready_.end() && batch.size() < LogRecord::most_operations;) {
     if (*it == all_joined) break;
-    const Entry& other = any_entry(*it);
+    const Submission& other = any_submission(*it);
     if (other.fuse_key != key || bytes + other.bytes > fusion_bytes_ || !same_members(first, *it) ||
         !problem_of(*it).empty()) {
       ++it;
@@ -195,14 +205,15 @@ void Sequencer::forget(std::uint32_t name) {
   names_.release(name);
 }
 
-const Entry& Sequencer::entry_of(std::size_t member, std::uint32_t number) const {
+const Submission& Sequencer::submission(std::size_t member, std::uint32_t number) const {
+  if (nodes_.of(static_cast<int>(member)) != 0) return far_.of(member, number);
   return layout_.entries_of(*blocks_[member])[number];
 }
 
-const Entry& Sequencer::any_entry(std::uint32_t name) const {
+const Submission& Sequencer::any_submission(std::uint32_t name) const {
   std::size_t member = 0;
   while (!has(name, member)) ++member;
-  return entry_of(member, number_of(name, member));
+  return submission(member, number_of(name, member));
 }
 
 bool Sequencer::same_members(std::uint32_t one, std::uint32_t other) const {
@@ -212,9 +223,9 @@ bool Sequencer::same_members(std::uint32_t one, std::uint32_t other) const {
 }
 
 std::string Sequencer::problem_of(std::uint32_t name) const {
-  const std::uint64_t expected = any_entry(name).fingerprint;
+  const std::uint64_t expected = any_submission(name).fingerprint;
   for (std::size_t member = 0; member < size_; ++member)
-    if (has(name, member) && entry_of(member, number_of(name, member)).fingerprint != expected)
+    if (has(name, member) && submission(member, number_of(name, member)).fingerprint != expected)
       return mismatch_text(name);
   return pending_[name].submitted < size_ ? absent_text(name) : std::string();
 }
@@ -222,14 +233,14 @@ std::string Sequencer::problem_of(std::uint32_t name) const {
 std::string Sequencer::mismatch_text(std::uint32_t name) const {
   Differences differences;
   for (std::size_t member = 0; member < size_; ++member)
-    if (has(name, member)) differences.add(rank_of(member), entry_of(member, number_of(name, member)).description);
-  return "All ranks must submit the same operation under one name, and for '" + std::string(any_entry(name).name) +
+    if (has(name, member)) differences.add(rank_of(member), submission(member, number_of(name, member)).description);
+  return "All ranks must submit the same operation under one name, and for '" + std::string(any_submission(name).name) +
          "' they differ: " + differences.text("submitted") + ". Nothing was changed, and the next operation works.";
 }
 
 // A rank that has joined has zeros for an allreduce and comes to every barrier; for the rest it has to have said so.
 std::string Sequencer::absent_text(std::uint32_t name) const {
-  const Entry& entry = any_entry(name);
+  const Submission& submitted = any_submission(name);
   std::vector<int> absent;
   bool all_allow = true;
   for (std::size_t member = 0; member < size_; ++member)
@@ -238,12 +249,12 @@ std::string Sequencer::absent_text(std::uint32_t name) const {
       all_allow &= allows_[member];
     }
   const std::string who = list_ranks(absent) + (absent.size() == 1 ? " has" : " have") + " joined";
-  const std::string what = "'" + std::string(entry.name) + "', " + entry.description + ", ";
-  if (entry.kind == CallKind::broadcast && !has(name, static_cast<std::size_t>(entry.root)))
+  const std::string what = "'" + std::string(submitted.name) + "', " + submitted.description + ", ";
+  if (submitted.kind == CallKind::broadcast && !has(name, static_cast<std::size_t>(submitted.root)))
     return what + "needs its root, and " + who + ". Broadcast before the root joins.";
-  if (entry.kind == CallKind::update || (entry.runs > 0 && entry.run[0].measured))
+  if (submitted.kind == CallKind::update || (submitted.runs > 0 && submitted.run[0].measured))
     return what + "takes all ranks, and " + who + ". Let all ranks take equally many steps.";
-  if (entry.kind == CallKind::allreduce || entry.kind == CallKind::barrier) return {};
+  if (submitted.kind == CallKind::allreduce || submitted.kind == CallKind::barrier) return {};
   if (all_allow) return {};
   return what + "is not supported while a rank has joined: " + who +
          ". Call join(allow=\"all\") there, for empty contributions to all collectives.";

@@ -7,21 +7,28 @@
 
 #include <cstdint>
 #include <deque>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "csrc/queue/announcements.h"
 #include "csrc/queue/layout.h"
 #include "csrc/queue/names.h"
+#include "csrc/queue/nodes.h"
 #include "csrc/queue/shared.h"
 
 namespace ringred {
 
 class Sequencer {
  public:
-  Sequencer(std::vector<GroupBlock*> blocks, GroupLayout layout, std::size_t fusion_bytes);
+  Sequencer(std::vector<GroupBlock*> blocks, const Nodes& nodes, GroupLayout layout, std::size_t fusion_bytes);
 
-  // Reads what members have submitted since, and appends to the log what is agreed. Returns whether the log has grown.
+  // Reads what members of this node have submitted since, and appends to the log what is agreed. Returns whether the
+  // log has grown.
   bool advance();
+
+  // Takes what members of another node have submitted: a message of announcements.h.
+  void hear(std::span<const std::byte> message);
 
   // Whether a name waits for some member.
   bool waits() const { return open_ > 0 || joined_count_ > 0; }
@@ -44,7 +51,7 @@ class Sequencer {
   };
 
   void take(std::size_t member, std::uint32_t number);
-  void take_join(std::size_t member, const Entry& entry, std::uint32_t number);
+  void take_join(std::size_t member, const Submission& submitted, std::uint32_t number);
   void check_ready(std::uint32_t name);
   void note_lateness(std::uint32_t name);
   bool log_has_room() const;
@@ -56,8 +63,8 @@ class Sequencer {
 
   bool has(std::uint32_t name, std::size_t member) const { return number_of(name, member) != LogRecord::no_number; }
   std::uint32_t number_of(std::uint32_t name, std::size_t member) const { return numbers_[name * size_ + member]; }
-  const Entry& entry_of(std::size_t member, std::uint32_t number) const;
-  const Entry& any_entry(std::uint32_t name) const;  // of the first member that submitted it
+  const Submission& submission(std::size_t member, std::uint32_t number) const;
+  const Submission& any_submission(std::uint32_t name) const;  // of the first member that submitted it
   bool same_members(std::uint32_t one, std::uint32_t other) const;
   std::string problem_of(std::uint32_t name) const;  // empty: none
   std::string mismatch_text(std::uint32_t name) const;
@@ -68,9 +75,11 @@ class Sequencer {
   void add_to(LogRecord& record, std::uint32_t name);
 
   const std::vector<GroupBlock*> blocks_;
+  const Nodes& nodes_;
   const GroupLayout layout_;
   const std::size_t size_, fusion_bytes_;
   std::vector<std::uint64_t> heads_;  // how much of each member's ring has been read
+  FarSubmissions far_;
   NameTable names_;
   std::vector<Name> pending_;           // by name
   std::vector<std::uint32_t> numbers_;  // by name and member: the member's number of it

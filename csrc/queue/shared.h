@@ -98,27 +98,30 @@ struct Run {
   bool measured = false;  // with the sum of squares, for which all members are needed
 };
 
-// One name of one rank: what it submitted last under it.
-struct alignas(64) Entry {
+// What a rank submits under a name.
+struct alignas(64) Submission {
   static constexpr std::size_t most_runs = 16, name_bytes = 192, description_bytes = 320;
 
-  std::atomic<std::uint64_t> submissions;  // the word: how often the rank has submitted the name
-  std::atomic<std::uint64_t> completed;    // how many of these are over
-  std::atomic<std::uint32_t> awaited;      // 1: a thread of the rank sleeps until this operation is over
-  std::uint64_t hash[2];                   // of the name
-  std::uint64_t fingerprint;               // of all that must agree
-  std::uint64_t fuse_key;                  // operations with the same one may be a batch; 0: alone
-  std::uint64_t bytes;                     // that the batch grows by
+  std::uint64_t hash[2];      // of the name
+  std::uint64_t fingerprint;  // of all that must agree
+  std::uint64_t fuse_key;     // operations with the same one may be a batch; 0: alone
+  std::uint64_t bytes;        // that the batch grows by
   CallKind kind;
   Op op;
   bool allow;          // of a join: whether it stands for empty contributions to all collectives
   std::int32_t root;   // of a broadcast: its place in the group
   std::uint32_t runs;  // how many of run[] hold
-
-  alignas(64) Run run[most_runs];
+  Run run[most_runs];
   std::int64_t submitted;  // CLOCK_MONOTONIC, nanoseconds
   char name[name_bytes];
   char description[description_bytes];
+};
+
+// One name of one rank, with what it submitted last under it.
+struct Entry : Submission {
+  alignas(64) std::atomic<std::uint64_t> submissions;  // the word: how often the rank has submitted the name
+  std::atomic<std::uint64_t> completed;                // how many of these are over
+  std::atomic<std::uint32_t> awaited;                  // 1: a thread of the rank sleeps until this operation is over
 };
 
 struct LogRecord {

@@ -24,7 +24,7 @@ void StallWatch::look(std::int64_t now, const std::vector<std::shared_ptr<Group>
   for (const auto& group : groups) {
     const std::int64_t one = group->oldest_in_flight();
     if (one == 0) continue;
-    if (now - one > confused_after) group->wake_sequencer();
+    if (now - one > confused_after) group->wake_reader();
     if (oldest == 0 || one < oldest) oldest = one;
   }
   if (oldest != 0 && now - oldest > confused_after) fail_confused_names(groups);

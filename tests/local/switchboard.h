@@ -33,6 +33,11 @@ class Switchboard {
     return sent_[rank];
   }
 
+  std::size_t messages_sent(int rank) {
+    const std::lock_guard lock(mutex_);
+    return messages_sent_[rank];
+  }
+
  private:
   using Key = std::tuple<int, int, int>;  // from, to, tag
 
@@ -57,6 +62,7 @@ class Switchboard {
         const Pending one = outgoing_.front();
         outgoing_.pop_front();
         board_.sent_[rank_] += one.bytes;
+        ++board_.messages_sent_[rank_];
         if (board_.cut_.count({std::get<0>(one.key), std::get<1>(one.key)}) == 0)
           board_.messages_[one.key].emplace_back(one.data, one.data + one.bytes);
         one.transfer->pending = false;
@@ -101,7 +107,7 @@ class Switchboard {
 
   std::mutex mutex_;
   std::map<Key, std::deque<std::vector<std::byte>>> messages_;
-  std::map<int, std::size_t> sent_;
+  std::map<int, std::size_t> sent_, messages_sent_;
   std::set<std::pair<int, int>> cut_;
 };
 
