@@ -6,8 +6,9 @@
 //      that it holds back, of all names.
 //   2. Announcements reach the sequencer in the order in which they were sent, those of a member in the order in which
 //      it submitted. It keeps them in memory of its own: nobody else reads them.
-// Nobody waits for an announcer that is busy elsewhere and would otherwise go on: no operation runs without the
-// announcer's own submission, nor without its driving the engine. Who submits rings it, as on the sequencer's node.
+// Nobody waits for an announcer that is busy elsewhere and would otherwise go on: no operation runs without its own
+// submission (or join), and none that moves data ends before it drives its engine. Who submits rings it, as on the
+// sequencer's node.
 //
 // A name counts as a member's from when it is read to when the announcer is through with the log's record of it.
 // Neighbours that are through with that record may have submitted the name anew, so it is counted. What counts too long

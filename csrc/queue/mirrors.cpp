@@ -111,7 +111,7 @@ void Mirrors::recycle() {
 // Nor is anyone held up by words that only matter on the own node. In a turn that begins a call all have left the one
 // before the last, or will be told.
 bool Mirrors::is_due(const Words& now, const Words& told, std::uint32_t local) const {
-  constexpr std::uint64_t late_records = 4;
+  constexpr std::uint64_t late_records = GroupBlock::log_records / 2;
   Words early = now;
   early.left = told.left;
   if ((local & combined_raised) != 0) early.combined = told.combined;

@@ -8,15 +8,16 @@
 //   1. Submit. A rank finds the name's number: an entry of its own table, known since the name's first appearance. It
 //      fills in the entry, raises the entry's word `submissions` by one (seq_cst), appends the number to its ring and
 //      raises `tail` (seq_cst).
-//   2. Agree. The sequencer reads the rings of all members. When every member that has not joined has submitted a name,
-//      it compares their fingerprints and appends a record to the order log, which all follow: a batch of operations
-//      (each given by its number on every rank), or a failure with its text. It raises `logged` (seq_cst).
+//   2. Agree. The sequencer reads the rings of the members of its node, and hears of the others' (announcements.h).
+//      When every member that has not joined has submitted a name, it compares their fingerprints and appends a record
+//      to the order log, which all follow: a batch of operations (each given by its number on every rank), or a failure
+//      with its text. It raises `logged` (seq_cst).
 //   3. Execute. Each member takes the records in order. A batch is moved in turns through the staging slots, see
 //      turns.h. When it has finished a record it raises `consumed` (seq_cst); the sequencer uses a record's place again
 //      when all have consumed it.
 // Whoever raises a word then rings the members that have said that they wait for that: see GroupBlock::awaits, bell.h.
-// An entry is written again only by its owner, only after its operation has completed there: by then the sequencer has
-// read it, and nobody else does but reports, which read racing text on purpose.
+// An entry is written again only by its owner, only after its operation has completed there: by then the sequencer, or
+// the announcer of the node, has read it, and nobody else does but reports, which read racing text on purpose.
 #pragma once
 
 #include <atomic>
