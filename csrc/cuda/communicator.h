@@ -35,9 +35,9 @@
 //   4. it frees its memory.
 // Where a rank is broken, or does not come, nothing is freed that a peer may have mapped: it goes with the process.
 //
-// Invariant: nothing waits for longer than the timeout of HostWait, on the host or on the device. Used by one thread at
-// a time. All ranks make the same calls in the same order; constructors, allocate() and prepare() are such calls, too,
-// and meet on the host.
+// Invariant: nothing waits for longer than the timeout of HostWait, on the host or on the device, and some seconds more
+// in which what was broken off runs out. Used by one thread at a time. All ranks make the same calls in the same order;
+// constructors, allocate() and prepare() are such calls, too, and meet on the host.
 #pragma once
 
 #include <chrono>
