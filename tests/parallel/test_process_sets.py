@@ -28,7 +28,8 @@ import ringred as rr
 from ringred import process_sets, world
 from ringred.registrar import Registrar
 
-MISMATCH_SECONDS = 1.0
+MISMATCH_SECONDS = 10.0
+"""At once, on machines with more ranks than cores; the deadline is far beyond."""
 
 
 @pytest.fixture(autouse=True)
