@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import sys
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ringred import bootstrap, cuda_arrays, world
+from ringred import bootstrap, world
 from ringred.arguments import checked_factors, checked_op, shown
 from ringred.arrays import Array, empty
+from ringred.devices.addresses import check_result, view
+from ringred.devices.recognition import native
 from ringred.errors import SystemError, UsageError
 from ringred.messages import exchange
 from ringred.objects import allgather_object
@@ -106,11 +109,11 @@ class Communicator:
         postscale_factor: float = 1.0,
         algorithm: str | None = None,
     ) -> Array:
-        """Combine all ranks' arrays; the result is a new array of the same kind, shape and dtype, or `out`.
+        """Combine all ranks' arrays; the result is a new array of the same shape and dtype, or `out`.
 
         Args:
-            array: a torch tensor or CuPy array on this rank's GPU, or with `out` anything with
-                __cuda_array_interface__; contiguous; float16, bfloat16, float32, float64, int32 or int64.
+            array: a torch tensor, CuPy array or anything with __cuda_array_interface__ on this rank's GPU; contiguous;
+                float16, bfloat16, float32, float64, int32 or int64.
             op: Sum, Average, Min, Max or Product. Half types are added in float32.
             out: a contiguous array of the same dtype and number of elements.
             prescale_factor, postscale_factor: multiply floats before and after; 1 for integers.
@@ -120,7 +123,7 @@ class Communicator:
             UsageError: an array, op or factor is not one of these; nothing was started.
             MismatchError: ranks disagree. PeerLostError: one has died or broken off, or a kernel waited for too long.
         """
-        result = cuda_arrays.like(array) if out is None else out
+        result = _like(array) if out is None else out
         self._reduce(array, result, op, (prescale_factor, postscale_factor), algorithm)
         return result
 
@@ -177,9 +180,9 @@ class Communicator:
     ) -> None:
         op = checked_op(op, "ringred.cuda", _OPS)
         prescale, postscale = checked_factors(factors)
-        read = cuda_arrays.view(source)
-        written = read if result is source else cuda_arrays.view(result)
-        cuda_arrays.check_result(read, written)
+        read = view(source)
+        written = read if result is source else view(result)
+        check_result(read, written)
         self._native.allreduce(
             stream=read.stream,
             input=read.address,
@@ -206,10 +209,26 @@ def _module() -> ModuleType:
 
 def _ordinal(device: int | None) -> int:
     if device is None:
-        return world.local_rank() % max(cuda_arrays.device_count(), 1)
+        return world.local_rank() % max(_device_count(), 1)
     if isinstance(device, bool) or not isinstance(device, int) or device < 0:
         raise UsageError(f"device must be the ordinal of a GPU, 0 or more: it is {shown(device)}.")
     return device
+
+
+def _device_count() -> int:
+    """The number of GPUs that torch or CuPy sees, of those that are imported; 0 where neither is."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None:
+        return int(torch.cuda.device_count())
+    return int(cupy.cuda.runtime.getDeviceCount()) if cupy is not None else 0
+
+
+def _like(array: Array) -> Array:
+    """A new array of the same shape, dtype and device, of the same library if that is torch or CuPy."""
+    view(array)  # whose errors say what is taken
+    found = native(array)
+    assert found is not None, "it is on a GPU"
+    return found.library.empty(found.array.shape, found.array)
 
 
 def _gather(process_set: ProcessSet) -> Any:

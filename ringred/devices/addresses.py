@@ -1,4 +1,5 @@
-"""Arrays on GPUs as addresses: torch tensors, CuPy arrays, and whatever has __cuda_array_interface__.
+"""Arrays on GPUs as addresses, for kernels that work where they lie: torch tensors, CuPy arrays, and whatever has
+__cuda_array_interface__.
 
 Invariant: no library is imported that the array's owner has not imported.
 """
@@ -61,30 +62,6 @@ def check_result(read: View, written: View) -> None:
             f"out must have the dtype and the number of elements of the array: {written.dtype} and {written.count} "
             f"instead of {read.dtype} and {read.count}."
         )
-
-
-def like(array: Array) -> Array:
-    """A new array of the same kind, shape, dtype and device, not initialised.
-
-    Raises:
-        UsageError: its library is not known to have a way to make one.
-    """
-    if is_tensor(array):
-        import torch
-
-        return torch.empty_like(array, memory_format=torch.contiguous_format)
-    library: Any = sys.modules.get(type(array).__module__.partition(".")[0])
-    if hasattr(library, "empty_like"):
-        return library.empty_like(array)
-    raise UsageError(f"There is no known way to make an array like {shown(array)}: give one as out.")
-
-
-def device_count() -> int:
-    """The number of GPUs that torch or CuPy sees, of those that are imported; 0 where neither is."""
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if torch is not None:
-        return int(torch.cuda.device_count())
-    return int(cupy.cuda.runtime.getDeviceCount()) if cupy is not None else 0
 
 
 def _view_of_tensor(tensor: Any) -> View:
