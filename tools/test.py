@@ -20,7 +20,6 @@ import argparse
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from cluster import reason_against
 from run_on_hosts import layout_of
+from store_ranks import end
 
 from ringred import cores
 from ringred.cli import mpi_launcher
@@ -36,7 +36,6 @@ from ringred.cli import mpi_launcher
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
 STAGE_SECONDS = 900.0  # the slowest stage takes a fraction of this on two cores; more is a hang
-KILL_SECONDS = 15.0
 SHOWN_LINES = 40
 NODES = {3: (" on two nodes", {"RINGRED_TEST_NODES": "0 0 1"})}
 """By number of ranks, where they are if not on one node: a name, and the variables that put them there."""
@@ -190,17 +189,6 @@ def run(stage: Stage) -> Count:
         print(f"{stage.name}: no test passed", flush=True)
         count.failed += 1
     return count
-
-
-def end(process: subprocess.Popen[bytes]) -> int:
-    """End a stage with all its processes; return its status, never 0."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(KILL_SECONDS)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-    return process.poll() or 1
 
 
 def results_of(path: Path) -> Count:
