@@ -114,7 +114,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     if args.cpp is not None:
         ctest = shutil.which("ctest", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         results = REPORTS / "cpp.xml"
-        words = [ctest or "ctest", "--test-dir", str(args.cpp), "--output-on-failure", "--no-tests=error", "-j2"]
+        words = [ctest or "ctest", "--test-dir", str(args.cpp), "--output-on-failure", "--no-tests=error", "-j2", "-LE", "gpu"]
         found.append(Stage("C++", [*words, "--timeout", "300", "--output-junit", str(results)], results))
     if not args.only_ranks:
         found.append(pytest_stage("1 rank", ["tests/python", "tests/parallel"], args.pytest))

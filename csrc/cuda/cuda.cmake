@@ -81,4 +81,4 @@ target_compile_options(ringred_cuda_options INTERFACE
 
 # Built where something links it.
 add_library(ringred_cuda STATIC EXCLUDE_FROM_ALL ${ringred_cuda_sources})
-target_link_libraries(ringred_cuda PUBLIC ringred_cuda_options ringred_cuda_host)
+target_link_libraries(ringred_cuda PUBLIC ringred_cuda_options ringred_cuda_communicator)
