@@ -47,14 +47,16 @@ train: install
 test: install cpp-tests
 	$(VENV)/bin/python tools/test.py --cpp "$$($(BUILD))" $(TEST_OPTIONS)
 
-# What takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB (in 16 GB of memory), and kernels
-# for all architectures, if there is nvcc.
+# What takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB (in 16 GB of memory), kernels for all
+# architectures, if there is nvcc, and the host's side of them under ThreadSanitizer.
 nightly: install cpp-configure
 	@cmake --build "$$($(BUILD))" --target schedule_nightly_test
 	"$$($(BUILD))/tests/schedule_nightly_test"
 	$(VENV)/bin/python -m pytest tests/nightly
 	cmake -S . -B build/cuda -DRINGRED_TESTS=ON -DRINGRED_WERROR=ON
-	cmake --build build/cuda --target gpu_tests
+	cmake --build build/cuda --target gpu_tests gpu_bench_emulated
+	ctest --test-dir build/cuda -L 'gpu|nightly' --output-on-failure --timeout 300
+	bash .ci/sanitize cuda
 
 # Without .venv: PYTHON itself, and what is here of CMake, nvcc and a C++ compiler. Where there is no GPU nothing is built.
 test-gpu:

@@ -156,7 +156,7 @@ def travels_alone(slot: Slot) -> bool:
 
 def travels_late(slot: Slot) -> bool:
     """Whether a gradient is so small that it goes after the backward pass."""
-    return slot.parameter.is_cpu and slot.parameter.nbytes <= LATE_BYTES
+    return slot.parameter.is_cpu and slot.parameter.nbytes <= LATE_BYTES and not travels_alone(slot)
 
 
 def kind_of_memory(slot: Slot) -> tuple[torch.dtype, torch.device]:
