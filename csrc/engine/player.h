@@ -47,6 +47,7 @@ class Player {
   // For whoever waits, between calls of advance(): what each lane waits for, and the one peer that all wait for, or -1.
   std::string waiting_for() const { return score_.waiting_for(); }
   int waiting_peer() const { return score_.waiting_peer(); }
+  std::vector<int> waiting_peers() const { return score_.waiting_peers(); }  // all of them
 
  private:
   bool poll(std::size_t lane);

@@ -1,5 +1,6 @@
 #include "csrc/engine/score.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -69,16 +70,19 @@ std::string Score::waiting_for() const {
   return text;
 }
 
-int Score::waiting_peer() const {
-  int common = -1;
+std::vector<int> Score::waiting_peers() const {
+  std::vector<int> peers;
   for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
     const Stall one = stall(lane);
-    for (int peer : {one.out_chunk ? one.step->to : -1, one.in_chunk ? one.step->from : -1}) {
-      if (peer >= 0 && common >= 0 && peer != common) return -1;
-      if (peer >= 0) common = peer;
-    }
+    for (int peer : {one.out_chunk ? one.step->to : -1, one.in_chunk ? one.step->from : -1})
+      if (peer >= 0 && std::find(peers.begin(), peers.end(), peer) == peers.end()) peers.push_back(peer);
   }
-  return common;
+  return peers;
+}
+
+int Score::waiting_peer() const {
+  const std::vector<int> peers = waiting_peers();
+  return peers.size() == 1 ? peers.front() : -1;
 }
 
 int Score::chunk_at(const Cursor& cursor, const std::vector<int>& list) const {

@@ -56,7 +56,8 @@ class Score {
 
   Stall stall(std::size_t lane) const;
   std::string waiting_for() const;
-  int waiting_peer() const;
+  std::vector<int> waiting_peers() const;  // each once
+  int waiting_peer() const;                // the one that all lanes wait for, or -1
 
  private:
   // A step's two directions as spans_[out] .. spans_[in - 1] and spans_[in] .. spans_[end - 1].

@@ -55,10 +55,15 @@ Group::Group(Setup setup)
     sequencer_ = std::make_unique<Sequencer>(setup_.blocks, nodes_, layout_, setup_.settings->fusion_bytes);
   else if (reader() == setup_.index && !in_step())
     announcer_ = std::make_unique<Announcer>(setup_.blocks, nodes_.members(node), layout_);
-  if (nodes_.several())
-    mirrors_ = std::make_unique<Mirrors>(Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks,
-                                                        setup_.blocks, setup_.memory, layout_, sequencer_.get()},
-                                         nodes_);
+  if (nodes_.several()) {
+    packets_.emplace(nodes_.count());
+    mirrors_ =
+        std::make_unique<Mirrors>(Mirrors::Setup{setup_.network, setup_.tag, setup_.index, setup_.ranks, setup_.blocks,
+                                                 setup_.memory, layout_, sequencer_.get(), &*packets_},
+                                  nodes_);
+    columns_.emplace(*mirrors_, *packets_, nodes_, setup_.index);
+    across_nodes_ = Choice::across_nodes(setup_.settings->algorithm, {nodes_.count(), nodes_.columns()});
+  }
   player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
 }
 
@@ -308,7 +313,7 @@ void Group::end_opening() {
 }
 
 // What the movements of the operations in mine_as_pointers_ need to know.
-Batch Group::batch_of(CallKind kind, Op op) const {
+Batch Group::batch_of(CallKind kind, Op op) {
   return {kind,
           op,
           runs_,
@@ -319,9 +324,20 @@ Batch Group::batch_of(CallKind kind, Op op) const {
           setup_.bases,
           setup_.settings->one_shot_bytes,
           layout_.slot_bytes,
-          mine_as_pointers_.empty() ? std::nullopt : mine_as_pointers_.front()->request.way,
+          way_of_batch(),
           setup_.instruction_set,
-          &nodes_};
+          &nodes_,
+          columns_ ? &*columns_ : nullptr};
+}
+
+// Calls say their way. What else is submitted may be known here by its record alone.
+std::optional<Way> Group::way_of_batch() const {
+  if (in_step()) return mine_as_pointers_.front()->request.way;
+  if (!across_nodes_) return std::nullopt;
+  std::size_t bytes = 0;
+  for (const Run& run : runs_) bytes += run.count * info(run.wire).size;
+  const Way way = across_nodes_->of(bytes, false);
+  return way == Way::hierarchical ? std::nullopt : std::optional(way);
 }
 
 // Members that joined early have counted fewer unnamed operations than the others: all begin anew.

@@ -15,12 +15,14 @@
 #include "csrc/base/settings.h"
 #include "csrc/memory/arena.h"
 #include "csrc/queue/announcements.h"
+#include "csrc/queue/columns.h"
 #include "csrc/queue/mirrors.h"
 #include "csrc/queue/movements.h"
 #include "csrc/queue/opening.h"
 #include "csrc/queue/operation.h"
 #include "csrc/queue/sequencer.h"
 #include "csrc/queue/turns.h"
+#include "csrc/select/choice.h"
 
 namespace ringred {
 
@@ -133,7 +135,8 @@ class Group {
   bool open_next();
   void end_opening();
   void begin_batch(const LogRecord& record);
-  Batch batch_of(CallKind kind, Op op) const;
+  Batch batch_of(CallKind kind, Op op);
+  std::optional<Way> way_of_batch() const;
   bool play();
   void play_next();
   void end_join();
@@ -158,7 +161,10 @@ class Group {
   GroupBlock& mine_;
   std::unique_ptr<Sequencer> sequencer_;
   std::unique_ptr<Announcer> announcer_;
+  std::optional<Packets> packets_;
   std::unique_ptr<Mirrors> mirrors_;  // null: all members are on one node
+  std::optional<ColumnPlayers> columns_;
+  std::optional<Choice> across_nodes_;  // how batches go
 
   mutable std::mutex mutex_;
   NameTable names_;

@@ -79,7 +79,7 @@ bool Group::needs(std::size_t member) const {
     return next_record() == nullptr && setup_.blocks[member]->consumed.load(std::memory_order_seq_cst) <=
                                            mine_.consumed.load(std::memory_order_relaxed);
   const int awaited = player_->awaits().member;
-  return awaited == one || (awaited >= 0 && nodes_.of(awaited) != here && nodes_.keeper(awaited, here) == one);
+  return player_->awaits(one) || (awaited >= 0 && nodes_.of(awaited) != here && nodes_.keeper(awaited, here) == one);
 }
 
 void Group::look_at_members() {

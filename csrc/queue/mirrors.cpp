@@ -9,6 +9,7 @@
 #include "csrc/base/futex.h"
 #include "csrc/queue/announcements.h"
 #include "csrc/queue/sequencer.h"
+#include "csrc/queue/turns.h"
 
 namespace ringred {
 
@@ -67,7 +68,7 @@ void Mirrors::send_stretch(int node, Kind kind, std::size_t offset, std::size_t 
   send_note(node, {words, offset, bytes, kind}, bytes_of(setup_.index) + offset);
 }
 
-void Mirrors::send_note(int node, const Note& note, const std::byte* data) {
+Mirrors::Outgoing& Mirrors::send_note(int node, const Note& note, const std::byte* data) {
   if (spare_.empty()) spare_.push_back(std::make_unique<Outgoing>());
   sending_.push_back(std::move(spare_.back()));
   spare_.pop_back();
@@ -76,12 +77,22 @@ void Mirrors::send_note(int node, const Note& note, const std::byte* data) {
   outgoing.bytes.resize(sizeof note + (whole ? note.bytes : 0));
   std::memcpy(outgoing.bytes.data(), &note, sizeof note);
   if (whole && note.bytes > 0) std::memcpy(outgoing.bytes.data() + sizeof note, data, note.bytes);
-  outgoing.slot = whole ? -1 : slot_of(note.offset);
+  outgoing.slot = whole || note.kind == Kind::packet ? -1 : slot_of(note.offset);
   if (outgoing.slot >= 0) ++slots_sending_[static_cast<std::size_t>(outgoing.slot)];
   told_[static_cast<std::size_t>(node)] = note.words;
   const int rank = setup_.ranks[static_cast<std::size_t>(nodes_.keeper(setup_.index, node))];
   setup_.network->send(outgoing.head, rank, setup_.tag, outgoing.bytes.data(), outgoing.bytes.size());
   if (!whole) setup_.network->send(outgoing.body, rank, setup_.tag, data, note.bytes);
+  return outgoing;
+}
+
+void Mirrors::send(int node, std::unique_ptr<Packet> packet) {
+  const Note note{told_[static_cast<std::size_t>(node)], packet->key, packet->bytes, Kind::packet};
+  Outgoing& outgoing = send_note(node, note, packet->data.get());
+  if (note.bytes > inline_bytes)
+    outgoing.packet = std::move(packet);
+  else
+    setup_.packets->give_back(std::move(packet));
 }
 
 int Mirrors::slot_of(std::size_t offset) const {
@@ -98,6 +109,7 @@ void Mirrors::recycle() {
       ++at;
       continue;
     }
+    if (outgoing.packet) setup_.packets->give_back(std::move(outgoing.packet));
     if (outgoing.slot >= 0) --slots_sending_[static_cast<std::size_t>(outgoing.slot)];
     spare_.push_back(std::move(sending_[at]));
     sending_[at] = std::move(sending_.back());
@@ -108,8 +120,8 @@ void Mirrors::recycle() {
 // What only says that this member has finished something may wait for the next note, as long as nobody is held up by
 // it. To copy in turn t the others need to know that this member has left turn t-3. With nothing under way here it has
 // left all turns, so it may keep two of them to itself. Records: GroupBlock::log_records of them may be unfinished.
-// Nor is anyone held up by words that only matter on the own node. In a turn that begins a call all have left the one
-// before the last, or will be told.
+// Nor is anyone held up by words that only matter on the own node, nor by turns that were left while they concern no
+// other node. In a turn that begins a call all have left the one before the last, or will be told.
 bool Mirrors::is_due(const Words& now, const Words& told, std::uint32_t local) const {
   constexpr std::uint64_t late_records = GroupBlock::log_records / 2;
   Words early = now;
@@ -120,7 +132,10 @@ bool Mirrors::is_due(const Words& now, const Words& told, std::uint32_t local) c
   if ((local & reduced_raised) != 0) early.reduced = told.reduced;
   if (early != told) return true;
   const bool idle = now.left == now.copied, speaks = nodes_.members(nodes_.of(setup_.index)).front() == setup_.index;
-  const std::uint64_t late_turns = idle ? 2 : (local & left_raised) != 0 ? 1 : 0;
+  const std::uint64_t late_turns = idle                           ? 2
+                                   : local == Movement::all_local ? ~std::uint64_t{0}
+                                   : (local & left_raised) != 0   ? 1
+                                                                  : 0;
   return (speaks && now.left - told.left > late_turns) || now.consumed - told.consumed > late_records;
 }
 
@@ -214,7 +229,7 @@ bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
   Note note;
   std::memcpy(&note, incoming.bytes.data(), sizeof note);
   check(incoming, note);
-  std::byte* place = bytes_of(incoming.member) + note.offset;
+  std::byte* place = place_of(incoming, note);
   if (!incoming.body) {
     std::span<const std::byte> bytes(incoming.bytes.data() + sizeof note, std::min(note.bytes, inline_bytes));
     if (note.kind == Kind::announcements) {
@@ -230,6 +245,7 @@ bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
       std::memcpy(place, bytes.data(), bytes.size());
     }
   }
+  if (incoming.packet) setup_.packets->arrive(nodes_.of(incoming.member), std::move(incoming.packet));
   // Clocks of different machines have nothing in common: times are those at which things became known here.
   if (note.kind == Kind::record) reinterpret_cast<LogRecord*>(place)->logged = monotonic_now();
   events |= store_words(*block(incoming.member), note.words);
@@ -237,10 +253,22 @@ bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
   return true;
 }
 
+// Where what follows the note's head belongs.
+std::byte* Mirrors::place_of(Incoming& incoming, const Note& note) {
+  if (note.kind != Kind::packet) return bytes_of(incoming.member) + note.offset;
+  if (!incoming.packet) {
+    incoming.packet = setup_.packets->spare();
+    incoming.packet->key = note.offset;
+    incoming.packet->bytes = note.bytes;
+  }
+  return incoming.packet->data.get();
+}
+
 void Mirrors::check(const Incoming& incoming, const Note& note) const {
   const bool is_whole = note.kind == Kind::waiting || note.kind == Kind::announcements;
-  const std::uint64_t room = is_whole ? inline_bytes : setup_.layout.end();
-  if (note.offset <= room && note.bytes <= room - note.offset && note.kind <= Kind::announcements &&
+  const std::uint64_t room = is_whole ? inline_bytes : note.kind == Kind::packet ? Packet::room : setup_.layout.end();
+  const std::uint64_t offset = note.kind == Kind::packet ? 0 : note.offset;
+  if (offset <= room && note.bytes <= room - offset && note.kind <= Kind::packet &&
       (note.kind != Kind::announcements || setup_.sequencer != nullptr))
     return;
   throw Error(ErrorKind::system, "A note of rank " +

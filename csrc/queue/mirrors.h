@@ -15,6 +15,9 @@
 // What members submit matters to the sequencer alone, and reaches it past the mirrors (announcements.h). A mirror's
 // table of names is for deadlines: it has the names for which its member has waited for long.
 //
+// Packets of schedules (columns.h) go the same way and are stored nowhere in mirrors: Packets keeps them for the
+// players. They tell no words.
+//
 // A note of more than `inline_bytes` is two messages; the second is received where it belongs and sent from where it
 // lies, so that slots are not copied once more. A slot may be filled again when it has been sent (is_sending) and all
 // members have left it, which the words tell.
@@ -32,6 +35,7 @@
 #include "csrc/memory/arena.h"
 #include "csrc/queue/layout.h"
 #include "csrc/queue/nodes.h"
+#include "csrc/queue/packets.h"
 #include "csrc/queue/shared.h"
 
 namespace ringred {
@@ -52,6 +56,7 @@ class Mirrors {
     std::shared_ptr<Arena::Block> memory;  // in which this member's block and the mirrors that it keeps lie
     GroupLayout layout;
     Sequencer* sequencer;  // if this member has it
+    Packets* packets;      // those that come
   };
   Mirrors(Setup setup, const Nodes& nodes);
   ~Mirrors();
@@ -63,6 +68,9 @@ class Mirrors {
 
   // A stretch of this member's block for the members of a node. `last`: with it the words hold as they are now.
   void send(int node, std::size_t offset, std::size_t bytes, bool last);
+
+  // A packet for the member of the same place on another node.
+  void send(int node, std::unique_ptr<Packet> packet);
 
   // Tells all nodes what they do not know yet: new records of the log, words. Returns whether there was something.
   // `local`: events that no other node waits for.
@@ -95,9 +103,9 @@ class Mirrors {
     std::uint32_t joined, departed;
     friend bool operator==(const Words&, const Words&) = default;
   };
-  enum class Kind : std::uint64_t { stretch, record, waiting, announcements };
-  // What follows it is a stretch of the block, which may be a record of the log; or several of Waiting; or see
-  // announcements.h.
+  enum class Kind : std::uint64_t { stretch, record, waiting, announcements, packet };
+  // What follows it is a stretch of the block, which may be a record of the log; or several of Waiting; or a packet,
+  // whose key is the offset; or see announcements.h.
   struct Note {
     Words words;
     std::uint64_t offset, bytes;
@@ -108,24 +116,27 @@ class Mirrors {
   };
   struct Outgoing {
     Transfer head, body;
-    int slot = -1;  // from which the body is sent
+    int slot = -1;                   // from which the body is sent
+    std::unique_ptr<Packet> packet;  // the same
     std::vector<std::byte> bytes;
   };
   struct Incoming {
     int member;
     Transfer transfer;
-    bool body = false;  // the rest of the note is what comes next
+    bool body = false;               // the rest of the note is what comes next
+    std::unique_ptr<Packet> packet;  // into which it comes, if it is one
     std::vector<std::byte> bytes;
   };
 
   Words words() const;
   std::uint64_t left_by_all_here() const;
   void send_stretch(int node, Kind kind, std::size_t offset, std::size_t bytes, const Words& words);
-  void send_note(int node, const Note& note, const std::byte* data);
+  Outgoing& send_note(int node, const Note& note, const std::byte* data);
   bool is_due(const Words& now, const Words& told, std::uint32_t local) const;
   void tell_records();
   void await_note(Incoming& incoming);
   bool take_note(Incoming& incoming, std::uint32_t& events);
+  std::byte* place_of(Incoming& incoming, const Note& note);
   void check(const Incoming& incoming, const Note& note) const;
   void store_waiting(int member, std::span<const std::byte> bytes);
   void note_finished(const Incoming& incoming, std::uint32_t number);

@@ -5,6 +5,7 @@
 #include "csrc/queue/steps.h"
 #include "csrc/queue/sums_in_place.h"
 #include "csrc/queue/transfers.h"
+#include "csrc/queue/two_shots.h"
 
 namespace ringred {
 

@@ -15,6 +15,8 @@
 
 namespace ringred {
 
+class ColumnPlayers;
+
 // What all movements of a batch need to know. The members agree on all of it but `mine`.
 struct Batch {
   CallKind kind;
@@ -25,9 +27,12 @@ struct Batch {
   int index, size;                    // this member and the members
   std::span<std::byte* const> bases;  // where each member's segment is mapped here
   std::size_t one_shot_bytes, slot_bytes;
-  std::optional<Way> way;  // of an allreduce: one_shot, two_shot, or none: by node, and in one shot where it is short
+  // Of an allreduce: one_shot, two_shot, a schedule across the nodes, or none: by node, and in one shot where it is
+  // short.
+  std::optional<Way> way;
   const InstructionSet* instruction_set;
-  const Nodes* nodes;  // where the members are
+  const Nodes* nodes;      // where the members are
+  ColumnPlayers* columns;  // null on one node
   // Of a call whose arrays all members of this node have in the arena: where they are, by member. Else empty.
   std::span<std::byte* const> arrays = {};
 };

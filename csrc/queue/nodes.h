@@ -36,6 +36,12 @@ class Nodes {
     for (const auto& members : members_) most = std::max(most, members.size());
     return static_cast<int>(most);
   }
+  // How many the smallest node has: columns whose owners have the same place on all nodes.
+  int common_columns() const {
+    std::size_t least = nodes_.size();
+    for (const auto& members : members_) least = std::min(least, members.size());
+    return static_cast<int>(least);
+  }
   bool even() const {
     return std::all_of(members_.begin(), members_.end(),
                        [this](const auto& members) { return members.size() == members_.front().size(); });

@@ -6,8 +6,8 @@
 
 #include "csrc/base/differences.h"
 #include "csrc/base/text.h"
-#include "csrc/queue/reductions.h"
 #include "csrc/queue/transfers.h"
+#include "csrc/queue/two_shots.h"
 
 namespace ringred {
 namespace {

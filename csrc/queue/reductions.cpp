@@ -4,29 +4,18 @@
 #include <cstring>
 
 #include "csrc/base/round.h"
+#include "csrc/queue/exchange.h"
 
 namespace ringred {
 namespace {
 
-constexpr std::size_t line = 64;
-constexpr std::size_t message_bytes = std::size_t{16} << 10;  // sent in the time that a message takes, about
-
-// How many elements of each of so many parts a slot takes, in whole cache lines.
-std::size_t part_room(const Batch& batch, std::size_t parts, DType wire) {
-  return batch.slot_bytes / parts / line * line / info(wire).size;
-}
-
 // Where each node makes all results, the first one counts their squares.
 NormKernel norm_of(const Batch& batch, const Run& run) {
-  const bool elsewhere = batch.nodes->of(batch.index) > 0 && sends_sums(batch, run);
+  const Exchange exchange = exchange_of(batch, run);
+  const bool all_make = exchange == Exchange::sums || exchange == Exchange::schedule;
+  const bool elsewhere = batch.nodes->of(batch.index) > 0 && all_make;
   const bool counts = run.measured && !batch.mine.empty() && !elsewhere;
   return counts ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
-}
-
-bool may_add_by_node(const Batch& batch, DType wire) {
-  const TypeClass type_class = info(wire).type_class;
-  const bool integer = type_class == TypeClass::signed_integer || type_class == TypeClass::unsigned_integer;
-  return batch.nodes->several() && batch.way != Way::two_shot && (batch.op != Op::average || !integer);
 }
 
 template <class Take>
@@ -34,12 +23,6 @@ void for_each_tensor(const Batch& batch, const Run& run, Take&& take) {
   for (const Operation* operation : batch.mine)
     for (const Tensor& tensor : operation->request.tensors)
       if (tensor.dtype == run.dtype) take(tensor);
-}
-
-Pieces pieces_of(const Batch& batch, const Run& run) {
-  Pieces pieces;
-  for_each_tensor(batch, run, [&](const Tensor& tensor) { pieces.add(tensor.input, tensor.output, tensor.count()); });
-  return pieces;
 }
 
 double prescale_of(const Batch& batch) {
@@ -56,12 +39,15 @@ bool divides_first(const Batch& batch, const Run& run) {
 
 }  // namespace
 
-bool may_send_sums(int nodes, std::size_t bytes) {
-  return nodes > 1 && static_cast<double>(bytes) * (nodes - 1) * (1 - 2.0 / nodes) <= double{message_bytes};
+std::size_t part_room(const Batch& batch, std::size_t parts, DType wire) {
+  constexpr std::size_t line = 64;
+  return batch.slot_bytes / parts / line * line / info(wire).size;
 }
 
-bool sends_sums(const Batch& batch, const Run& run) {
-  return may_add_by_node(batch, run.wire) && may_send_sums(batch.nodes->count(), run.count * info(run.wire).size);
+Pieces pieces_of(const Batch& batch, const Run& run) {
+  Pieces pieces;
+  for_each_tensor(batch, run, [&](const Tensor& tensor) { pieces.add(tensor.input, tensor.output, tensor.count()); });
+  return pieces;
 }
 
 Reducing::Reducing(const Batch& batch, const Run& run)
@@ -76,11 +62,12 @@ Reducing::Reducing(const Batch& batch, const Run& run)
       plain_(run.dtype == run.wire && prescale_ == 1 && postscale_ == 1),
       to_wire_(scale_kernel(*batch.instruction_set, run.dtype, run.wire)),
       from_wire_(scale_kernel(*batch.instruction_set, run.wire, run.dtype)),
-      by_node_(may_add_by_node(batch, run.wire)),
+      by_node_(ringred::adds_by_node(batch, run)),
       kernel_(
           reduce_kernel(*batch.instruction_set, run.wire, by_node_ && divides_first(batch, run) ? Op::sum : batch.op)),
       adding_(reduce_kernel(*batch.instruction_set, run.wire,
                             batch.op == Op::average && !divides_first(batch, run) ? Op::sum : batch.op)),
+      joining_(reduce_kernel(*batch.instruction_set, run.wire, batch.op == Op::average ? Op::sum : batch.op)),
       norm_(norm_of(batch, run)),
       divides_(batch.op == Op::average),
       divides_first_(divides_first(batch, run)),
@@ -204,7 +191,7 @@ void Reducing::add_up(const Slots& slots, std::size_t offset, const Pieces& piec
 }
 
 bool OneShotMovement::fits(const Batch& batch, const Run& run) {
-  if (batch.way == Way::two_shot) return false;
+  if (batch.way && batch.way != Way::one_shot) return false;
   const std::size_t most = batch.way ? batch.slot_bytes : std::min(batch.one_shot_bytes, batch.slot_bytes);
   return run.count * info(run.wire).size <= most;
 }
@@ -222,108 +209,6 @@ void OneShotMovement::copy_out(std::size_t, const Slots& slots) {
 
 void OneShotMovement::needed(Stage stage, std::size_t, int, std::vector<Stretch>& stretches) const {
   if (stage == Stage::copy_in && gives()) stretches.push_back({0, count_ * wire_bytes_});
-}
-
-TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
-    : Reducing(batch, run),
-      nodes_(*batch.nodes),
-      columns_(nodes_.columns()),
-      combines_(adds_by_node()),
-      sends_sums_(sends_sums(batch, run)),
-      rows_(sends_sums_ ? 1 : nodes_.count()),
-      count_(run.count),
-      pieces_(pieces_of(batch, run)) {
-  const auto parts = static_cast<std::size_t>(columns_ * rows_);
-  const std::size_t unit = std::max<std::size_t>(line / wire_bytes_, 1);
-  turns_ = std::max<std::size_t>(divide_up(count_, part_room(batch, parts, run.wire) * parts), 1);
-  if (combines_) turns_ = std::max(turns_, least_turns(count_ * wire_bytes_));
-  part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
-  if (!sends_sums_) return;
-  part_elements_ = std::max(part_elements_, std::min(message_bytes / wire_bytes_, part_room(batch, parts, run.wire)));
-  for (int column = 0; column < columns_; ++column) {
-    const Part part = part_of(0, 0, column);
-    if (!owns(column) || part.begin == part.end) continue;
-    for (int node = 0; node < nodes_.count(); ++node)
-      if (node != here()) awaited_.push_back(nodes_.owner(node, column));
-  }
-}
-
-TwoShotMovement::Part TwoShotMovement::part_of(std::size_t turn, int row, int column) const {
-  const auto parts = static_cast<std::size_t>(columns_ * rows_);
-  const auto part = static_cast<std::size_t>(row * columns_ + column);
-  const std::size_t begin = std::min((turn * parts + part) * part_elements_, count_);
-  return {part * part_elements_ * wire_bytes_, begin, std::min(begin + part_elements_, count_)};
-}
-
-// Whether this member is the first to reduce a part, and so need not pack its own.
-bool TwoShotMovement::reads_arrays(int row, int column) const {
-  return plain() && owns(column) && (combines_ || row == own_row());
-}
-
-// Where this node's members find the result of a part.
-std::byte* TwoShotMovement::result_in(const Slots& slots, int row, int column) const {
-  const int other = here() == 0 ? 1 : 0;
-  const int member = nodes_.owner(sends_sums_ ? other : row, column);
-  return slots.of[static_cast<std::size_t>(member)];
-}
-
-void TwoShotMovement::copy_in(std::size_t turn, const Slots& slots) {
-  if (!gives()) return;
-  for (int row = 0; row < rows_; ++row)
-    for (int column = 0; column < columns_; ++column) {
-      if (reads_arrays(row, column)) continue;
-      const Part part = part_of(turn, row, column);
-      pack(pieces_, part.begin, part.end, slots.of[index_] + part.offset);
-    }
-}
-
-void TwoShotMovement::combine(std::size_t turn, const Slots& slots) {
-  for (int row = 0; row < rows_; ++row)
-    for (int column = 0; column < columns_; ++column) {
-      if (!owns(column)) continue;
-      const Part part = part_of(turn, row, column);
-      add_up(slots, part.offset, pieces_, part.begin, part.end);
-    }
-}
-
-void TwoShotMovement::reduce(std::size_t turn, const Slots& slots) {
-  const bool alone = nodes_.members(here()).size() == 1 && sends_sums_;
-  for (int column = 0; column < columns_; ++column) {
-    if (!owns(column)) continue;
-    const Part part = part_of(turn, own_row(), column);
-    std::byte* share = alone ? nullptr : result_in(slots, own_row(), column) + part.offset;
-    if (!combines_) {
-      finish(slots, part.offset, pieces_, part.begin, part.end, share);
-      continue;
-    }
-    owners_.clear();
-    for (int node = 0; node < nodes_.count(); ++node)
-      if (!givers_of(node).empty()) owners_.push_back(nodes_.owner(node, column));
-    finish_sums(slots, owners_, part.offset, pieces_, part.begin, part.end, share);
-  }
-}
-
-void TwoShotMovement::copy_out(std::size_t turn, const Slots& slots) {
-  if (!gives()) return;
-  // Every member begins with another one's memory.
-  const int parts = columns_ * rows_, own = own_row() * columns_ + static_cast<int>(index_) % columns_;
-  for (int step = 1; step <= parts; ++step) {
-    const int row = (own + step) % parts / columns_, column = (own + step) % columns_;
-    if (nodes_.owner(sends_sums_ ? here() : row, column) == static_cast<int>(index_)) continue;
-    const Part part = part_of(turn, row, column);
-    unpack(pieces_, part.begin, part.end, result_in(slots, row, column) + part.offset);
-  }
-}
-
-void TwoShotMovement::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
-  const bool results = stage == Stage::reduce && !sends_sums_;
-  const bool parts = stage == (combines_ ? Stage::combine : Stage::copy_in);
-  if (!results && !(parts && (combines_ ? !givers_of(here()).empty() : gives()))) return;
-  for (int column = 0; column < columns_; ++column) {
-    if ((results || combines_) && !owns(column)) continue;
-    const Stretch stretch = stretch_of(part_of(turn, results || sends_sums_ ? own_row() : node, column));
-    if (stretch.bytes > 0) append(stretches, stretch);
-  }
 }
 
 ReduceScatterMovement::ReduceScatterMovement(const Batch& batch, const Run& run)

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "csrc/base/round.h"
-#include "csrc/queue/reductions.h"
+#include "csrc/select/across_nodes.h"
 
 namespace ringred {
 

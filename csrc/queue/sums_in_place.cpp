@@ -6,7 +6,8 @@
 namespace ringred {
 
 bool SumsInPlace::fits(const Batch& batch, const Run& run) {
-  return !batch.arrays.empty() && !run.measured && sends_sums(batch, run);
+  const Exchange exchange = exchange_of(batch, run);
+  return !batch.arrays.empty() && !run.measured && (exchange == Exchange::sums || exchange == Exchange::schedule);
 }
 
 SumsInPlace::SumsInPlace(const Batch& batch, const Run& run)
@@ -32,8 +33,8 @@ void SumsInPlace::reduce(std::size_t turn, const Slots& slots) {
     for (std::size_t begin = part.begin; begin < part.end; begin += block) {
       const std::size_t count = std::min(block, part.end - begin), bytes = count * wire_bytes_;
       inputs_.clear();
-      for (int node = 0; node < nodes_.count(); ++node)
-        inputs_.push_back(slots.of[static_cast<std::size_t>(nodes_.owner(node, column))] + part.offset +
+      for (const int member : summands(column))
+        inputs_.push_back(slots.of[static_cast<std::size_t>(member)] + part.offset +
                           (begin - part.begin) * wire_bytes_);
       std::byte* mine = arrays_[index_] + begin * wire_bytes_;
       reduce_arrays(inputs_, count, mine);

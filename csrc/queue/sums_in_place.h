@@ -2,8 +2,8 @@
 // of a column adds up its node's arrays where they lie (B1), and stores what the nodes have in all into all of them
 // (B2). Nothing is copied in or out: of an array of S bytes each member reads S and writes S less than through slots.
 //
-// Other nodes need not know: turns, stages and what travels are those of TwoShotMovement. For nodes that send sums
-// whole.
+// Other nodes need not know: turns, stages and what travels are those of TwoShotMovement. For nodes that make all
+// results for themselves.
 //
 // Of its neighbours' arrays a member reads and writes its own columns alone, which nobody else touches in any turn; and
 // who has not left the last turn is still in the call.
@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#include "csrc/queue/reductions.h"
+#include "csrc/queue/two_shots.h"
 
 namespace ringred {
 

@@ -1,5 +1,7 @@
 #include "csrc/queue/turns.h"
 
+#include <algorithm>
+
 #include "csrc/queue/mirrors.h"
 #include "csrc/queue/nodes.h"
 
@@ -39,7 +41,7 @@ Stage TurnPlayer::step() {
     tell(Stage::combine, combined_ - 1);
     return Stage::combine;
   }
-  if (may_reduce() && lacking_input() < 0) {  // B2
+  if (may_reduce() && lacking_input(reduced_) < 0 && play()) {  // B2
     ++reduced_;
     if (movement_->reduces()) {
       if (movement_->works()) movement_->reduce(reduced_ - 1, slots(reduced_ - 1));
@@ -64,8 +66,33 @@ TurnPlayer::Awaited TurnPlayer::awaits() const {
                                          : Awaited{member, left_raised};
   }
   if (may_combine()) return {lacking_neighbour(), copied_raised};
-  if (may_reduce()) return {lacking_input(), movement_->combines() ? combined_raised : copied_raised};
+  if (may_reduce()) {
+    const int member = lacking_input(reduced_);
+    const std::vector<int> far = member < 0 ? far_awaited() : std::vector<int>{};
+    if (!far.empty()) return {far.front(), Event{}};
+    return {member, movement_->combines() ? combined_raised : copied_raised};
+  }
   return {lacking_result(), movement_->reduces() ? reduced_raised : copied_raised};
+}
+
+bool TurnPlayer::awaits(int member) const {
+  const std::vector<int> far = far_awaited();
+  return awaits().member == member || std::find(far.begin(), far.end(), member) != far.end();
+}
+
+// The members of other nodes for whose messages the schedule waits that is played.
+std::vector<int> TurnPlayer::far_awaited() const {
+  const bool is_played = may_reduce() && movement_->plays() && movement_->works() && lacking_input(reduced_) < 0;
+  return is_played ? movement_->waits_for(first_ + reduced_) : std::vector<int>{};
+}
+
+// Whether nothing is left to play before the first turn that has not been reduced.
+bool TurnPlayer::play() {
+  if (!movement_->plays() || !movement_->works()) return true;
+  const bool done = movement_->play(reduced_, slots(reduced_));
+  const std::size_t next = reduced_ + 1;
+  if (next < combined_ && lacking_input(next) < 0) movement_->play(next, slots(next));
+  return done;
 }
 
 // Who has nothing to do in a turn of its own waits for the results of those who have.
@@ -93,7 +120,7 @@ int TurnPlayer::lacking_here(Word word, std::uint64_t count) const {
 
 int TurnPlayer::lacking_room() const {
   const std::uint64_t count = room_needed();
-  for (int node = 0; node < nodes_.count(); ++node) {
+  for (int node = 0; node < nodes_.count() && !movement_->plays(); ++node) {
     const int first = nodes_.members(node).front();
     if (node != nodes_.of(static_cast<int>(index_)) &&
         blocks_[static_cast<std::size_t>(first)]->left.load(std::memory_order_seq_cst) < count)
@@ -106,9 +133,9 @@ int TurnPlayer::lacking_neighbour() const {
   return movement_->works() ? lacking_here(&GroupBlock::copied, first_ + combined_ + 1) : -1;
 }
 
-int TurnPlayer::lacking_input() const {
+int TurnPlayer::lacking_input(std::size_t turn) const {
   if (!movement_->works()) return -1;
-  const std::uint64_t count = first_ + reduced_ + 1;
+  const std::uint64_t count = first_ + turn + 1;
   if (!movement_->keeps_results()) return lacking(before_reduce(), count);
   for (const int member : movement_->awaited())
     if ((blocks_[static_cast<std::size_t>(member)]->*before_reduce()).load(std::memory_order_seq_cst) < count)
@@ -128,6 +155,7 @@ bool TurnPlayer::slot_is_free() const {
 const Slots& TurnPlayer::slots(std::size_t turn) {
   for (std::size_t member = 0; member < blocks_.size(); ++member)
     slots_.of[member] = reinterpret_cast<std::byte*>(blocks_[member]) + layout_.slot(first_ + turn);
+  slots_.turn = first_ + turn;
   return slots_;
 }
 

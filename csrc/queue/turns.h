@@ -7,13 +7,16 @@
 //   B2 reduce: when all have copied in (or, after B1, combined), reduce the own part of all slots into the own slot.
 //      Then raise `reduced`. A movement that does not reduce raises neither word: both count turns of the group, so
 //      they catch up with the next movement that does.
+//      Where the movement plays a schedule, B2 waits for the own node's members only; the schedule's messages, which
+//      carry the data themselves (columns.h), do the waiting for other nodes, and B2 ends when it has been played.
 //   C  copy out: when all have reduced (or, where a movement does not reduce, copied in), read all slots. Then raise
 //      `left`.
 // Turns are counted through all movements of a group; turn t uses slot t mod 3. Each word has one writer, is monotone,
 // and is raised seq_cst after the stage's last access.
 //   1. A(t) overwrites what others read in B(t-3) and C(t-3): it waits until all have left turn t-3. Members of other
 //      nodes read mirrors of slots (mirrors.h): it also waits until the own slot has been sent to them. Of each other
-//      node the first member tells how many turns all of that node have left.
+//      node the first member tells how many turns all of that node have left. A turn in which a schedule is played
+//      has no readers on other nodes, and its A waits for the own node alone.
 //   2. B(t) reads what others write in A(t), and writes a part that others write in no stage of turn t and read in C(t)
 //      only: it waits for everybody's A(t). In B(t) a member reads only its own part of the others' slots, and writes
 //      only its own part of its own slot, which nobody else reads in B(t). The same holds for B1(t) and the columns of
@@ -44,6 +47,7 @@ enum class Stage { none, copy_in, combine, reduce, copy_out };
 struct Slots {
   std::vector<std::byte*> of;  // by member
   std::size_t bytes;           // of each
+  std::uint64_t turn = 0;      // counted through all movements
 };
 
 // A stretch of a slot.
@@ -69,13 +73,21 @@ class Movement {
   virtual bool reduces() const { return false; }
   virtual bool keeps_results() const { return false; }  // what B2 makes is for the own node only
 
+  // Whether B2 begins by playing a schedule across the nodes, in as many calls of play() as that takes; it is over
+  // when the answer is true. Also of the next turn, when that has been combined, so that two are under way.
+  virtual bool plays() const { return false; }
+  virtual bool play(std::size_t, const Slots&) { return true; }
+  virtual std::vector<int> waits_for(std::uint64_t /*turn*/) const { return {}; }  // members; as Slots counts turns
+
   // Whether this member has anything to do in B1 and B2. Else it waits for nobody there.
   virtual bool works() const { return true; }
 
   // The members of other nodes for whose B1 this member's B2 waits, where results are kept.
   virtual const std::vector<int>& awaited() const { return nobody; }
 
-  // Words that other nodes do not wait for, or that they are told with a stretch: bits of Event.
+  // Words that other nodes do not wait for, or that they are told with a stretch: bits of Event. All of them: turns of
+  // this movement concern no other node.
+  static constexpr std::uint32_t all_local = ~std::uint32_t{0};
   virtual std::uint32_t local_events() const { return 0; }
 
   virtual void copy_in(std::size_t turn, const Slots& slots) = 0;
@@ -117,6 +129,8 @@ class TurnPlayer {
     Event event;
   };
   Awaited awaits() const;
+  // Whether that step waits for this member, be it among others.
+  bool awaits(int member) const;
 
  private:
   using Word = std::atomic<std::uint64_t> GroupBlock::*;
@@ -126,8 +140,9 @@ class TurnPlayer {
   int lacking_here(Word word, std::uint64_t count) const;
   int lacking_room() const;
   int lacking_neighbour() const;
-  int lacking_input() const;
+  int lacking_input(std::size_t turn) const;
   int lacking_result() const;
+  std::vector<int> far_awaited() const;
   bool may_copy_in() const { return filled_ < limit() && filled_ < reduced_ + 2 && filled_ < left_ + 3; }
   bool slot_is_free() const;
   bool may_combine() const { return movement_->combines() && combined_ < filled_; }
@@ -136,6 +151,7 @@ class TurnPlayer {
   Word before_copy_out() const { return movement_->reduces() ? &GroupBlock::reduced : &GroupBlock::copied; }
   std::uint64_t room_needed() const { return first_ + filled_ >= 2 ? first_ + filled_ - 2 : 0; }
   const Slots& slots(std::size_t turn);
+  bool play();
   void raise(Word word, std::size_t turns);
   void tell(Stage stage, std::size_t turn);
 

@@ -50,6 +50,14 @@ Choice Choice::cheapest(std::span<const Way> ways, std::size_t one_shot_room, co
   return choice;
 }
 
+Choice Choice::across_nodes(std::string_view forced, const Placement& placement) {
+  if (const auto way = way_named(forced)) return by_hand(0, schedule_of(*way) ? *way : Way::hierarchical);
+  std::vector<Way> ways{Way::hierarchical};
+  for (std::size_t number = 0; number < way_names.size(); ++number)
+    if (schedule_of(static_cast<Way>(number))) ways.push_back(static_cast<Way>(number));
+  return cheapest(ways, 0, placement, usual_costs(true));
+}
+
 Choice Choice::by_hand(std::size_t one_shot_bytes, Way above) {
   Choice choice;
   choice.arena_ = choice.private_ = {{one_shot_bytes, Way::one_shot}, {any_size, above}};

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "csrc/select/costs.h"
@@ -21,6 +22,9 @@ class Choice {
   // `one_shot_room` bytes.
   static Choice cheapest(std::span<const Way> ways, std::size_t one_shot_room, const Placement& placement,
                          const Costs& costs);
+  // Across nodes without a file: hierarchical or a schedule, by the usual costs, so the same in every run. A schedule
+  // that is `forced` by name is taken at all sizes, and none where another way is.
+  static Choice across_nodes(std::string_view forced, const Placement& placement);
   // one_shot up to so many bytes, and `above` beyond.
   static Choice by_hand(std::size_t one_shot_bytes, Way above);
 

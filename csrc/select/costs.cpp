@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 
+#include "csrc/select/across_nodes.h"
+
 namespace ringred {
 namespace {
 
@@ -41,7 +43,28 @@ double reach_of(double bytes) {
   return std::min(bytes / long_bytes, 1.0);
 }
 
+// Turns of what goes by node and column; slots are twice as large across nodes (csrc/queue/layout.h).
+double turns_of(double bytes, const Placement& placement) {
+  const double turns = std::ceil(bytes / (2 * static_cast<double>(placement.slot_bytes)));
+  return std::max(turns, static_cast<double>(least_turns(static_cast<std::size_t>(bytes))));
+}
+
+// A call opens with a message to each node; then the owners of each column play the schedule, two turns at a time. What
+// they send is copied twice, and read and added or stored where it arrives.
+void add_columns(Terms& terms, Algorithm algorithm, double bytes, const Placement& placement) {
+  const Shape shape = shape_of(algorithm, placement.nodes);
+  const double turns = turns_of(bytes, placement);
+  terms[Term::synchronise] = 6;
+  terms[Term::message] = 1 + shape.rounds * std::max(turns / 2, 1.0);
+  terms[Term::step] = placement.nodes - 1 + shape.rounds * turns;
+  terms[Term::wire] = shape.sent * bytes;
+  terms[Term::handle] = (6 + (4 * shape.sent + shape.added) / placement.local) * bytes;
+  terms[Term::move] = 1.5 * bytes;
+  terms[Term::fetch] = bytes;
+}
+
 void add_schedule(Terms& terms, Algorithm algorithm, double bytes, const Placement& placement) {
+  if (placement.several()) return add_columns(terms, algorithm, bytes, placement);
   const Shape shape = shape_of(algorithm, placement.ranks());
   terms[Term::synchronise] = shape.rounds;
   terms[Term::reach] = shape.rounds * reach_of(shape.sent * bytes / std::max(shape.rounds, 1.0));
@@ -75,24 +98,27 @@ void add_leaf(Terms& terms, Way way, double bytes, bool arena, const Placement& 
 // it, if they send their sums whole and in one turn. The bytes are those through a node's card in one direction, since
 // both work at a time.
 void add_movement(Terms& terms, Way way, double bytes, const Placement& placement) {
-  constexpr double one_turn = 512 << 10, spare_bytes = 16 << 10;  // csrc/queue/reductions.cpp
   const double nodes = placement.nodes, local = placement.local, ranks = placement.ranks();
-  const bool sums_whole = way == Way::hierarchical && (nodes - 1) * (1 - 2 / nodes) * bytes <= spare_bytes;
+  const bool sums_whole = way == Way::hierarchical && may_send_sums(placement.nodes, static_cast<std::size_t>(bytes));
+  const double others = nodes - 1, turns = turns_of(bytes, placement);
   terms[Term::fetch] = bytes;
   if (way == Way::one_shot) {
     terms[Term::synchronise] = 4;
     terms[Term::message] = 2;
-    terms[Term::wire] = (nodes - 1) * local * bytes;
+    terms[Term::step] = 2 * others;
+    terms[Term::wire] = others * local * bytes;
     terms[Term::handle] = (ranks + 3) * bytes;
     terms[Term::move] = ranks / 2 * bytes;
     return;
   }
-  terms[Term::synchronise] = sums_whole && bytes <= one_turn ? 3 : 6;
-  terms[Term::message] = !sums_whole ? 3 : bytes <= one_turn ? 1 : 2;
+  const bool at_once = sums_whole && turns == 1;
+  terms[Term::synchronise] = at_once ? 3 : 6;
+  terms[Term::message] = !sums_whole ? 3 : at_once ? 1 : 2;
+  terms[Term::step] = others * (at_once ? 1 : 1 + turns * (sums_whole ? 1 : 2));
   terms[Term::handle] = 6 * bytes;
   terms[Term::move] = 1.5 * bytes;
   // Results to the other nodes, and what they reduce: a node's sum, or what each of its ranks has.
-  terms[Term::wire] = (nodes - 1) / nodes * bytes * (way != Way::hierarchical ? 1 + local : sums_whole ? nodes : 2);
+  terms[Term::wire] = others / nodes * bytes * (way != Way::hierarchical ? 1 + local : sums_whole ? nodes : 2);
 }
 
 // From none, while the memory is near, to all at four times as much; even steps of its logarithm in between.
@@ -103,7 +129,7 @@ double far_part(double touched, double near_bytes) {
 }  // namespace
 
 Costs usual_costs(bool several_nodes) {
-  if (several_nodes) return {{10e-6, 1e-6, 0.1e-9, 0.014e-9, 0.06e-9, 50e-6, 0.8e-9, 0.2e-6}, 16 << 20};
+  if (several_nodes) return {{10e-6, 1e-6, 0.1e-9, 0.014e-9, 0.06e-9, 50e-6, 0.8e-9, 10e-6}, 16 << 20};
   return {{0.25e-6, 1e-6, 0.1e-9, 0.014e-9, 0.06e-9, 30e-6, 0.8e-9, 0.2e-6}, 16 << 20};
 }
 
@@ -127,7 +153,7 @@ double price(const Terms& terms, const Costs& costs) {
 }
 
 bool exists(Way way, const Placement& placement) {
-  return placement.several() ? !schedule_of(way) : way != Way::hierarchical;
+  return placement.several() || way != Way::hierarchical;
 }
 
 }  // namespace ringred

@@ -2,7 +2,8 @@
 //
 // time = synchronisations * alpha + data reached * reach + bytes moved between cores * beta
 //        + bytes loaded and stored * gamma + bytes of arrays beyond the caches * beta_far
-//        + packets of a schedule * step + messages between nodes * alpha' + bytes on a node's card * beta'
+//        + packets of a schedule * step + messages between nodes one after the other * alpha'
+//        + bytes on a node's card * beta'; across nodes all messages of a rank * step
 //
 // Invariant: prices are linear in the costs, so that costs can be fitted to measured times (fit.h). They are those of a
 // rank while all ranks work, so cores and memory that ranks share are in them.
@@ -30,7 +31,7 @@ inline constexpr std::array<std::string_view, cost_count> cost_names{
     "far_beta",       // more, for a byte of an array that lies beyond the caches
     "network_alpha",  // a message between nodes, with the waking of whoever waits for it
     "network_beta",   // a byte through a node's card, out or in
-    "step",           // a packet that a schedule's player hands over
+    "step",           // a packet that a schedule's player hands over, or a message that a rank sends to another node
 };
 
 struct Costs {

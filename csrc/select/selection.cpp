@@ -1,9 +1,5 @@
 #include "csrc/select/selection.h"
 
-#include <string>
-
-#include "csrc/base/error.h"
-
 namespace ringred {
 
 Selection::Selection(const Settings& settings, const Placement& placement, const std::optional<Costs>& tuned)
@@ -20,10 +16,12 @@ Selection::Selection(const Settings& settings, const Placement& placement, const
 }
 
 void Selection::choose() {
-  if (!by_hand_) {
+  if (placement_.several() && !tuned_) {
+    choice_ = Choice::across_nodes("auto", placement_);
+  } else if (!by_hand_) {
     std::vector<Way> candidates;
     for (const Way way : ways())
-      if (tuned_ || (placement_.several() ? way == bulk_ : !schedule_of(way))) candidates.push_back(way);
+      if (tuned_ || !schedule_of(way)) candidates.push_back(way);
     choice_ = Choice::cheapest(candidates, one_shot_room_, placement_, costs_);
   }
   force(forced_);
@@ -37,12 +35,6 @@ void Selection::take(const Costs& costs) {
 
 void Selection::force(std::optional<Way> way) {
   if (way == Way::hierarchical && !placement_.several()) way = Way::two_shot;  // a hierarchy of one level
-  if (way && !exists(*way, placement_)) {
-    std::string names;
-    for (const Way one : ways()) names += (names.empty() ? "" : ", ") + std::string(name_of(one));
-    fail_usage("RINGRED_ALGORITHM must be auto or one of " + names + " where ranks are on " +
-               (placement_.several() ? "several nodes" : "one node") + ": it is '" + std::string(name_of(*way)) + "'.");
-  }
   forced_ = way;
   const bool small_is_sure = !forced_ && choice_.of(sure_bytes, true) == Way::one_shot &&
                              choice_.of(sure_bytes, false) == Way::one_shot && one_shot_room_ >= sure_bytes;

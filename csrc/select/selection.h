@@ -22,8 +22,8 @@ class Selection {
   static constexpr double calibration_seconds = 0.025;  // of 0.05; a probe that is under way is ended
 
   // `tuned`: costs from a file. With them every way may be chosen. Otherwise only those that add in the order of the
-  // ranks are: costs measured anew in every run may not change a result's bits from run to run. Across nodes that is
-  // one way, so nothing is measured there.
+  // ranks are: costs measured anew in every run may not change a result's bits from run to run. Across nodes nothing is
+  // measured, and the choice is by the usual costs, which are the same in every run.
   Selection(const Settings& settings, const Placement& placement, const std::optional<Costs>& tuned);
 
   // `simple`: partial results travel as the elements themselves; what is converted is left to the leaves.
@@ -43,7 +43,7 @@ class Selection {
   void no_calibration() { measures_ = false; }
   void take(const Costs& costs);
 
-  // From now on, and no longer with nullopt. A way that is not there is a usage error.
+  // From now on, and no longer with nullopt.
   void force(std::optional<Way> way);
 
   // What it would be for arrays of such a kind, whatever came before, were none forced.

@@ -1,7 +1,8 @@
 // The ways in which an allreduce can be done, and how each is called.
 //
 // On one node two_shot and hierarchical are the same leaf. Across nodes one_shot, two_shot and hierarchical are the
-// queue's movements (csrc/queue/reductions.h): to all, unreduced, and by node and column.
+// queue's movements: to all, unreduced, and by node and column (csrc/queue/two_shots.h). A schedule is then by node and
+// column, too, and is played by the owners of each column.
 #pragma once
 
 #include <array>

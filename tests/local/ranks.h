@@ -2,6 +2,7 @@
 // so that ThreadSanitizer sees every access.
 #pragma once
 
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -28,6 +29,8 @@ inline Settings small_settings() {
   settings.chunk_bytes = 256;
   settings.arena_bytes = std::size_t{64} << 20;
   settings.wait = "yield";
+  // How batches go across nodes, see RINGRED_TEST_NODES.
+  if (const char* algorithm = std::getenv("RINGRED_TEST_ALGORITHM")) settings.algorithm = algorithm;
   return settings;
 }
 

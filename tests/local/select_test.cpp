@@ -141,11 +141,26 @@ TEST("without a file only ways that add in the order of the ranks are chosen") {
   CHECK(tuned.of(1 << 20, false) == Way::two_shot);  // what has to be converted
 }
 
-TEST("by hand: algorithms, thresholds, and what is not there") {
+TEST("across many nodes a schedule is chosen without a file, by costs that are the same in every run") {
+  const auto chosen = [](int nodes, std::size_t bytes, int local = 2) {
+    const Placement placement{nodes, local};
+    const Way way = Selection(plain_settings(), placement, std::nullopt).of(bytes, true);
+    CHECK(way == Choice::across_nodes("auto", placement).of(bytes, false));  // of what has a name
+    return way;
+  };
+  for (std::size_t bytes = 1; bytes < std::size_t{1} << 30; bytes *= 2) CHECK(chosen(2, bytes) == Way::hierarchical);
+  CHECK(chosen(32, 8) == Way::hierarchical);  // one message to each node
+  CHECK(chosen(32, 64 << 10) == Way::recursive_doubling);
+  CHECK(schedule_of(chosen(64, 64 << 20, 8)).has_value());
+  CHECK(Choice::across_nodes("ring", {2, 2}).of(8, false) == Way::ring);
+  CHECK(Choice::across_nodes("two_shot", {32, 2}).of(64 << 10, false) == Way::hierarchical);
+}
+
+TEST("by hand: algorithms and thresholds") {
   Settings settings = plain_settings();
   settings.algorithm = "ring";
   CHECK(Selection(settings, {1, 4}, std::nullopt).of(8, true) == Way::ring);
-  CHECK_THROWS(Selection(settings, {2, 2}, std::nullopt), "auto or one of one_shot, two_shot, hierarchical where");
+  CHECK(Selection(settings, {2, 2}, std::nullopt).of(8, true) == Way::ring);
   settings.algorithm = "hierarchical";
   CHECK(Selection(settings, {1, 4}, std::nullopt).of(8, true) == Way::two_shot);
   CHECK(Selection(settings, {2, 2}, std::nullopt).of(8, true) == Way::hierarchical);
