@@ -16,8 +16,8 @@ constexpr auto table = std::to_array<SettingInfo>({
     {"RINGRED_STALL_SECONDS", "30", false,
      "After how long a waiting rank reports on stderr whom it waits for; 0 never."},
     {"RINGRED_ALGORITHM", "auto", true,
-     "Forces an allreduce: one_shot, two_shot, hierarchical; on one node ring, double_tree, halving_doubling, "
-     "recursive_doubling, circulant; or auto (the fastest, as far as costs are known)."},
+     "Forces an allreduce: one_shot, two_shot, hierarchical, ring, double_tree, halving_doubling, recursive_doubling, "
+     "circulant (across nodes by node and column); or auto (the fastest, as far as costs are known)."},
     {"RINGRED_TUNING", "", true, "A file of costs that 'ringred tune' wrote here, by which algorithms are chosen."},
     {"RINGRED_WAIT", "auto", false,
      "How to wait: spin (a core for each rank), yield (more ranks than cores), or auto (what the cores allow)."},

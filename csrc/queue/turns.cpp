@@ -41,7 +41,7 @@ Stage TurnPlayer::step() {
     tell(Stage::combine, combined_ - 1);
     return Stage::combine;
   }
-  if (may_reduce() && lacking_input(reduced_) < 0 && play()) {  // B2
+  if (may_reduce() && lacking_input() < 0 && play()) {  // B2
     ++reduced_;
     if (movement_->reduces()) {
       if (movement_->works()) movement_->reduce(reduced_ - 1, slots(reduced_ - 1));
@@ -67,10 +67,9 @@ TurnPlayer::Awaited TurnPlayer::awaits() const {
   }
   if (may_combine()) return {lacking_neighbour(), copied_raised};
   if (may_reduce()) {
-    const int member = lacking_input(reduced_);
-    const std::vector<int> far = member < 0 ? far_awaited() : std::vector<int>{};
+    const std::vector<int> far = far_awaited();
     if (!far.empty()) return {far.front(), Event{}};
-    return {member, movement_->combines() ? combined_raised : copied_raised};
+    return {lacking_input(), movement_->combines() ? combined_raised : copied_raised};
   }
   return {lacking_result(), movement_->reduces() ? reduced_raised : copied_raised};
 }
@@ -82,7 +81,7 @@ bool TurnPlayer::awaits(int member) const {
 
 // The members of other nodes for whose messages the schedule waits that is played.
 std::vector<int> TurnPlayer::far_awaited() const {
-  const bool is_played = may_reduce() && movement_->plays() && movement_->works() && lacking_input(reduced_) < 0;
+  const bool is_played = may_reduce() && movement_->plays() && movement_->works();
   return is_played ? movement_->waits_for(first_ + reduced_) : std::vector<int>{};
 }
 
@@ -90,8 +89,7 @@ std::vector<int> TurnPlayer::far_awaited() const {
 bool TurnPlayer::play() {
   if (!movement_->plays() || !movement_->works()) return true;
   const bool done = movement_->play(reduced_, slots(reduced_));
-  const std::size_t next = reduced_ + 1;
-  if (next < combined_ && lacking_input(next) < 0) movement_->play(next, slots(next));
+  if (const std::size_t next = reduced_ + 1; next < combined_) movement_->play(next, slots(next));
   return done;
 }
 
@@ -133,9 +131,9 @@ int TurnPlayer::lacking_neighbour() const {
   return movement_->works() ? lacking_here(&GroupBlock::copied, first_ + combined_ + 1) : -1;
 }
 
-int TurnPlayer::lacking_input(std::size_t turn) const {
-  if (!movement_->works()) return -1;
-  const std::uint64_t count = first_ + turn + 1;
+int TurnPlayer::lacking_input() const {
+  if (!movement_->works() || movement_->plays()) return -1;
+  const std::uint64_t count = first_ + reduced_ + 1;
   if (!movement_->keeps_results()) return lacking(before_reduce(), count);
   for (const int member : movement_->awaited())
     if ((blocks_[static_cast<std::size_t>(member)]->*before_reduce()).load(std::memory_order_seq_cst) < count)

@@ -7,8 +7,8 @@
 //   B2 reduce: when all have copied in (or, after B1, combined), reduce the own part of all slots into the own slot.
 //      Then raise `reduced`. A movement that does not reduce raises neither word: both count turns of the group, so
 //      they catch up with the next movement that does.
-//      Where the movement plays a schedule, B2 waits for the own node's members only; the schedule's messages, which
-//      carry the data themselves (columns.h), do the waiting for other nodes, and B2 ends when it has been played.
+//      Where the movement plays a schedule, B2 waits for no word: it reads what the own B1 has made, and the schedule's
+//      messages, which carry the data themselves (columns.h), do the waiting for other nodes.
 //   C  copy out: when all have reduced (or, where a movement does not reduce, copied in), read all slots. Then raise
 //      `left`.
 // Turns are counted through all movements of a group; turn t uses slot t mod 3. Each word has one writer, is monotone,
@@ -20,7 +20,7 @@
 //   2. B(t) reads what others write in A(t), and writes a part that others write in no stage of turn t and read in C(t)
 //      only: it waits for everybody's A(t). In B(t) a member reads only its own part of the others' slots, and writes
 //      only its own part of its own slot, which nobody else reads in B(t). The same holds for B1(t) and the columns of
-//      the own node, and for B2(t) after B1(t): reductions.h says why.
+//      the own node, and for B2(t) after B1(t): two_shots.h says why.
 //   3. C(t) reads what others write in B(t), or in A(t): it waits for that. Where each node makes its own results, it
 //      waits for the members of the own node.
 // A member that has nothing to do in B1 and B2 of a turn raises their words at once and touches nothing in them: it
@@ -140,7 +140,7 @@ class TurnPlayer {
   int lacking_here(Word word, std::uint64_t count) const;
   int lacking_room() const;
   int lacking_neighbour() const;
-  int lacking_input(std::size_t turn) const;
+  int lacking_input() const;
   int lacking_result() const;
   std::vector<int> far_awaited() const;
   bool may_copy_in() const { return filled_ < limit() && filled_ < reduced_ + 2 && filled_ < left_ + 3; }
