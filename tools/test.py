@@ -17,11 +17,13 @@ The exit code is 0 only if every stage ran to its end, found tests, and none fai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +56,8 @@ ON_DEVICES = ["tests/parallel/test_devices.py", *(f"tests/parallel/test_torch_{n
 class Stage:
     """One command whose results stand in a JUnit file; ``ranks`` > 1 means it runs under mpirun.
 
-    ``obstacle`` is why it cannot run on this machine.
+    ``obstacle`` is why it cannot run on this machine; ``beside``: it runs at the same time as the one before, and its
+    output follows.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Stage:
     ranks: int = 1
     environment: dict[str, str] | None = None
     obstacle: str | None = None
+    beside: bool = False
 
 
 @dataclass
@@ -93,13 +97,12 @@ def main() -> int:
     REPORTS.mkdir()
     total = Count()
     lines = []
-    for stage in stages(args):
-        print(f"== {stage.name}", flush=True)
-        count = Count(skipped=1) if stage.obstacle else run(stage)
-        lines.append(f"  {stage.name}: {count}" + (f" ({stage.obstacle})" if stage.obstacle else ""))
-        total.passed += count.passed
-        total.failed += count.failed
-        total.skipped += count.skipped
+    for together in side_by_side(stages(args)):
+        for stage, count in zip(together, run(together), strict=True):
+            lines.append(f"  {stage.name}: {count}" + (f" ({stage.obstacle})" if stage.obstacle else ""))
+            total.passed += count.passed
+            total.failed += count.failed
+            total.skipped += count.skipped
     print("\n".join(["== summary", *lines]))
     print(f"tests: {total}")
     return 1 if total.failed or not total.passed else 0
@@ -122,7 +125,8 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         alone = ["tests/python", "tests/parallel", "--ignore=tests/parallel/test_torch_buckets.py"]  # of several ranks
         found.append(pytest_stage("1 rank", alone, args.pytest))
         found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
-        found.append(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest))
+        # The tests of both mostly wait for the jobs that they have started.
+        found.append(replace(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest), beside=True))
     found += [ranks_stage(ranks, args.pytest) for ranks in args.ranks]
     if 2 in args.ranks:
         found.append(ranks_stage(2, args.pytest, "fake"))
@@ -168,30 +172,73 @@ def pytest_stage(name: str, directories: list[str], more: list[str]) -> Stage:
     return Stage(name, words, results)
 
 
-def run(stage: Stage) -> Count:
-    """Run one stage, end it if it hangs, and count its results; a stage that broke counts as one more failure."""
-    for rank in range(stage.ranks):
-        (REPORTS / f"rank{rank}.txt").unlink(missing_ok=True)
-    process = subprocess.Popen(
-        stage.words, cwd=ROOT, env=stage.environment, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+def side_by_side(stages: list[Stage]) -> list[list[Stage]]:
+    """The stages in groups that run at the same time."""
+    groups: list[list[Stage]] = []
+    for stage in stages:
+        if stage.beside and groups:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def run(together: list[Stage]) -> list[Count]:
+    """Run stages at the same time, and count the results of each."""
+    running: list[Running | None] = []
     try:
-        status = process.wait(STAGE_SECONDS)
-    except subprocess.TimeoutExpired:
-        print(f"{stage.name}: not finished after {STAGE_SECONDS:.0f} s: ended", flush=True)
-        status = end(process)
+        for number, stage in enumerate(together):
+            running.append(None if stage.obstacle else Running(stage, number > 0))
+        return [Count(skipped=1) if one is None else one.count() for one in running]
     except KeyboardInterrupt:
-        end(process)
+        for one in running:
+            if one is not None:
+                end(one.process)
         raise
-    count = results_of(stage.results)
-    if status != 0 and count.failed == 0:
-        print(f"{stage.name}: ended with exit code {status}", flush=True)
-        count.failed += 1
-        show_ranks(stage.ranks)
-    elif status == 0 and count.passed == 0:
-        print(f"{stage.name}: no test passed", flush=True)
-        count.failed += 1
-    return count
+
+
+class Running:
+    """A stage under way. What a hidden one prints is shown when it is counted."""
+
+    def __init__(self, stage: Stage, hidden: bool) -> None:
+        for rank in range(stage.ranks):
+            (REPORTS / f"rank{rank}.txt").unlink(missing_ok=True)
+        self.stage = stage
+        self.deadline = time.monotonic() + STAGE_SECONDS
+        self.output = stage.results.with_suffix(".txt") if hidden else None
+        if not hidden:
+            print(f"== {stage.name}", flush=True)
+        with contextlib.ExitStack() as files:
+            output = None if self.output is None else files.enter_context(self.output.open("wb"))
+            self.process = subprocess.Popen(
+                stage.words,
+                cwd=ROOT,
+                env=stage.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def count(self) -> Count:
+        """Wait for its end, end it if it hangs, and count its results; if it broke, that is one more failure."""
+        stage = self.stage
+        try:
+            status = self.process.wait(max(self.deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            print(f"{stage.name}: not finished after {STAGE_SECONDS:.0f} s: ended", flush=True)
+            status = end(self.process)
+        if self.output is not None:
+            print(f"== {stage.name}", self.output.read_text(errors="replace"), sep="\n", flush=True)
+        count = results_of(stage.results)
+        if status != 0 and count.failed == 0:
+            print(f"{stage.name}: ended with exit code {status}", flush=True)
+            count.failed += 1
+            show_ranks(stage.ranks)
+        elif status == 0 and count.passed == 0:
+            print(f"{stage.name}: no test passed", flush=True)
+            count.failed += 1
+        return count
 
 
 def results_of(path: Path) -> Count:

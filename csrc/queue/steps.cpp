@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "csrc/base/round.h"
+#include "csrc/queue/exchange.h"
 #include "csrc/select/across_nodes.h"
 
 namespace ringred {
@@ -79,12 +80,14 @@ UpdateAcrossNodes::UpdateAcrossNodes(const Batch& batch, const Run& run)
       nodes_(*batch.nodes),
       here_(nodes_.of(batch.index)),
       columns_(nodes_.columns()),
-      sends_sums_(may_send_sums(nodes_.count(), run.count * element_bytes_)),
-      rows_(sends_sums_ ? 1 : nodes_.count()),
+      schedule_(nodes_.even() ? schedule_of(batch, run) : std::nullopt),
+      players_(batch.columns),
+      own_results_(schedule_ || may_send_sums(nodes_.count(), run.count * element_bytes_)),
+      rows_(own_results_ ? 1 : nodes_.count()),
       owned_(nodes_.columns_of(batch.index)),
       adding_(reduce_kernel(*batch.instruction_set, run.dtype, Op::sum)) {
   for (const int column : owned_)
-    for (int node = 0; node < nodes_.count(); ++node)
+    for (int node = 0; node < nodes_.count() && !schedule_; ++node)
       if (node != here_) awaited_.push_back(nodes_.owner(node, column));
   constexpr std::size_t line = 64;
   const auto rows = static_cast<std::size_t>(rows_), columns = static_cast<std::size_t>(columns_);
@@ -115,13 +118,15 @@ UpdateAcrossNodes::Piece UpdateAcrossNodes::piece_of(std::size_t turn, int row, 
 // What the nodes have added up of a column, at an offset of their slots.
 const std::vector<void*>& UpdateAcrossNodes::sums(const Slots& slots, int column, std::size_t offset) {
   inputs_.clear();
-  for (int node = 0; node < nodes_.count(); ++node) inputs_.push_back(slot_of(slots, node, column) + offset);
+  if (schedule_) inputs_.push_back(slot_of(slots, here_, column) + offset);
+  for (int node = 0; node < nodes_.count() && !schedule_; ++node)
+    inputs_.push_back(slot_of(slots, node, column) + offset);
   return inputs_;
 }
 
 // What the gradients of a column are made of that steps, of all nodes.
 const std::vector<void*>& UpdateAcrossNodes::results(const Slots& slots, int row, int column, std::size_t offset) {
-  if (sends_sums_) return sums(slots, column, offset);
+  if (own_results_) return sums(slots, column, offset);
   inputs_.assign(1, slot_of(slots, row, column) + offset);
   return inputs_;
 }
@@ -137,12 +142,18 @@ void UpdateAcrossNodes::combine(std::size_t turn, const Slots& slots) {
     }
 }
 
+bool UpdateAcrossNodes::play(std::size_t turn, const Slots& slots) {
+  const Piece piece = piece_of(turn, 0, owned_.front());
+  return players_->play(slots.turn, *schedule_,
+                        {slots.of[index_] + piece.offset, element_bytes_, piece.end - piece.begin, adding_});
+}
+
 void UpdateAcrossNodes::reduce(std::size_t turn, const Slots& slots) {
   for (std::size_t nth = 0; nth < owned_.size(); ++nth) {
     const Piece piece = piece_of(turn, own_row(), owned_[nth]);
     if (update_.measures)
       measure_piece(slots, piece, owned_[nth]);
-    else if (sends_sums_)
+    else if (own_results_)
       step_piece(turn, slots, 0, nth);
     else
       add_up(slots, piece, owned_[nth]);
@@ -156,12 +167,12 @@ void UpdateAcrossNodes::add_up(const Slots& slots, const Piece& piece, int colum
 }
 
 void UpdateAcrossNodes::measure_piece(const Slots& slots, const Piece& piece, int column) {
-  if (sends_sums_ && here_ > 0) return;  // the first node counts all
+  if (own_results_ && here_ > 0) return;  // the first node counts all
   visit(piece.begin, piece.end, [&](const Stepping& stretch) {
     const std::size_t offset = piece.offset + (stretch.begin - piece.begin) * element_bytes_;
     const std::vector<void*>& all = sums(slots, column, offset);
     // Where sums are sent whole the own one may still be on its way: the average goes into another node's mirror.
-    measure(all, stretch.end - stretch.begin, sends_sums_ ? all.back() : slots.of[index_] + offset);
+    measure(all, stretch.end - stretch.begin, own_results_ ? all.back() : slots.of[index_] + offset);
   });
 }
 
@@ -185,9 +196,9 @@ void UpdateAcrossNodes::copy_out(std::size_t turn, const Slots& slots) {
 
 void UpdateAcrossNodes::needed(Stage stage, std::size_t turn, int node, std::vector<Stretch>& stretches) const {
   const bool results = stage == Stage::reduce && !keeps_results();
-  if (!results && stage != Stage::combine) return;
+  if (schedule_ || (!results && stage != Stage::combine)) return;
   for (const int column : owned_) {
-    const Piece piece = piece_of(turn, results || sends_sums_ ? own_row() : node, column);
+    const Piece piece = piece_of(turn, results || own_results_ ? own_row() : node, column);
     if (piece.begin == piece.end) continue;
     append(stretches, {piece.offset, (piece.end - piece.begin) * element_bytes_});
   }

@@ -10,15 +10,18 @@
 //   B2 add up the nodes' sums of their nodes' pieces, and send the results to all nodes,
 //   C  update the column from the results.
 // Where TwoShotMovement sends sums whole, so does this: then a slice has one piece for all nodes, and B2 updates it
-// from the nodes' sums. A norm needs no results elsewhere; each square is counted on one node.
+// from the nodes' sums. So it is where a schedule brings the sums together (columns.h), which takes nodes of one size:
+// then each member owns one column. A norm needs no results elsewhere; each square is counted on one node.
 //
 // All nodes update from the same sums in the same order, and end with the same bits. In B2 a member writes into a piece
 // of the own node, as TwoShotMovement does, so that it overwrites nothing that is on its way. Of its neighbours' arrays
 // it reads and writes its own columns alone, which nobody else touches in any turn.
 #pragma once
 
+#include <optional>
 #include <vector>
 
+#include "csrc/queue/columns.h"
 #include "csrc/queue/direct.h"
 #include "csrc/queue/nodes.h"
 #include "csrc/reduce/update.h"
@@ -75,10 +78,15 @@ class UpdateAcrossNodes : public StepInPlace {
   UpdateAcrossNodes(const Batch& batch, const Run& run);
   std::size_t turns() const override { return slices_.size(); }
   bool combines() const override { return true; }
-  bool keeps_results() const override { return sends_sums_ || update_.measures; }
+  bool keeps_results() const override { return own_results_ || update_.measures; }
+  bool plays() const override { return schedule_.has_value(); }
+  bool play(std::size_t turn, const Slots& slots) override;
+  std::vector<int> waits_for(std::uint64_t turn) const override { return players_->waits_for(turn); }
   bool copies_out_for_neighbours() const override { return !keeps_results(); }
   const std::vector<int>& awaited() const override { return awaited_; }
-  std::uint32_t local_events() const override { return copied_raised | (keeps_results() ? reduced_raised : 0u); }
+  std::uint32_t local_events() const override {
+    return schedule_ ? all_local : copied_raised | (keeps_results() ? reduced_raised : 0u);
+  }
   void combine(std::size_t turn, const Slots& slots) override;
   void reduce(std::size_t turn, const Slots& slots) override;
   void copy_out(std::size_t turn, const Slots& slots) override;
@@ -92,7 +100,7 @@ class UpdateAcrossNodes : public StepInPlace {
     std::size_t offset, begin, end;  // in a slot, in bytes; in the whole, in elements
   };
   Piece piece_of(std::size_t turn, int row, int column) const;
-  int own_row() const { return sends_sums_ ? 0 : here_; }
+  int own_row() const { return own_results_ ? 0 : here_; }
   const std::vector<void*>& sums(const Slots& slots, int column, std::size_t offset);
   const std::vector<void*>& results(const Slots& slots, int row, int column, std::size_t offset);
   void add_up(const Slots& slots, const Piece& piece, int column);
@@ -104,7 +112,9 @@ class UpdateAcrossNodes : public StepInPlace {
 
   const Nodes& nodes_;
   const int here_, columns_;
-  const bool sends_sums_;         // whole, to all nodes
+  const std::optional<Algorithm> schedule_;
+  ColumnPlayers* const players_;
+  const bool own_results_;        // each node makes all for itself
   const int rows_;                // of pieces: one for each node that makes results for all
   const std::vector<int> owned_;  // columns
   const ReduceKernel adding_;
