@@ -34,6 +34,7 @@ import numpy as np
 os.environ["RINGRED_LINK"] = "mpi"
 os.environ["RINGRED_NODE"] = str(MPI.COMM_WORLD.rank // 2)
 import ringred as rr
+from ringred import world
 
 try:
     rr.init()
@@ -49,6 +50,11 @@ for dtype in ("float32", "int8", "float16"):
         assert np.array_equal(rr.allreduce(mine, rr.Sum), expected)
         handles = [rr.allreduce_async(mine, rr.Sum, name=f"{i}") for i in range(3)]
         assert all(np.array_equal(handle.wait(), expected) for handle in handles)
+for schedule in ("circulant", "double_tree", "auto"):
+    world.communicator().force(schedule)
+    for count in (700, 300_001):
+        mine = (np.arange(count) % 5 + rank).astype("float32")
+        assert np.array_equal(rr.allreduce(mine, rr.Sum), (np.arange(count) % 5) * size + 6)
 assert rr.allgather(np.full((rank + 1, 2), rank))[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
 rr.shutdown()
 print(f"works with {MPI.Get_library_version()}", flush=True)
