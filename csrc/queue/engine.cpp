@@ -56,8 +56,8 @@ std::vector<int> all_ranks(int size) {
 
 void check_group_size(std::size_t ranks) {
   if (ranks < 1 || ranks > GroupBlock::most_ranks)
-    fail_usage("A process set on one node has 1 to " + std::to_string(GroupBlock::most_ranks) +
-               " ranks: it would have " + std::to_string(ranks) + ".");
+    fail_usage("A process set has 1 to " + std::to_string(GroupBlock::most_ranks) + " ranks: it would have " +
+               std::to_string(ranks) + ".");
 }
 
 }  // namespace

@@ -29,9 +29,18 @@ Event event_of(Stage stage) {
 
 std::shared_ptr<Arena::Block> Group::reserve(Arena& arena, const Nodes& nodes, int index, const Settings& settings) {
   const GroupLayout layout = layout_for(nodes, settings);
-  const std::size_t blocks = 1 + nodes.kept_by(index).size();
-  auto block = arena.reserve(blocks * layout.end());
-  for (std::size_t place = 0; place < blocks; ++place) block->commit(place * layout.end(), layout.entries());
+  const std::vector<int> kept = nodes.kept_by(index);
+  auto block = arena.reserve((1 + kept.size()) * layout.end());
+  const auto commit_log = [&](std::size_t place, int member) {  // of the sequencer alone
+    if (member == 0) block->commit(place * layout.end() + layout.log(), layout.slot(0) - layout.log());
+  };
+  block->commit(0, layout.log());
+  commit_log(0, index);
+  block->commit(layout.slot(0), layout.entries() - layout.slot(0));
+  for (std::size_t place = 1; place <= kept.size(); ++place) {  // mirrors of slots exist as far as they are used
+    block->commit(place * layout.end(), round_up(layout.ring(), GroupLayout::page));
+    commit_log(place, kept[place - 1]);
+  }
   return block;
 }
 

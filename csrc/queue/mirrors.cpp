@@ -7,6 +7,7 @@
 
 #include "csrc/base/error.h"
 #include "csrc/base/futex.h"
+#include "csrc/base/round.h"
 #include "csrc/queue/announcements.h"
 #include "csrc/queue/sequencer.h"
 #include "csrc/queue/turns.h"
@@ -18,7 +19,8 @@ Mirrors::Mirrors(Setup setup, const Nodes& nodes)
       nodes_(nodes),
       mine_(*block(setup_.index)),
       told_(static_cast<std::size_t>(nodes.count())),
-      committed_(setup_.blocks.size()) {
+      committed_(setup_.blocks.size()),
+      exists_(setup_.blocks.size()) {
   for (const int member : nodes_.kept_by(setup_.index)) {
     GroupBlock& mirror = *block(member);
     mirror.entries_at = setup_.layout.entries();
@@ -255,6 +257,7 @@ bool Mirrors::take_note(Incoming& incoming, std::uint32_t& events) {
 
 // Where what follows the note's head belongs.
 std::byte* Mirrors::place_of(Incoming& incoming, const Note& note) {
+  if (note.kind == Kind::stretch && !incoming.body) commit_slots(incoming.member, note.offset, note.bytes);
   if (note.kind != Kind::packet) return bytes_of(incoming.member) + note.offset;
   if (!incoming.packet) {
     incoming.packet = setup_.packets->spare();
@@ -316,6 +319,22 @@ void Mirrors::commit(int member, std::uint32_t entry) {
   const auto mirror = static_cast<std::size_t>(bytes_of(member) - setup_.memory->data());
   setup_.memory->commit(mirror + begin + committed, bytes);
   committed += bytes;
+}
+
+// Of its slots, what is stored there.
+void Mirrors::commit_slots(int member, std::size_t offset, std::size_t bytes) {
+  constexpr std::size_t unit = std::size_t{64} << 10;
+  const std::size_t first = setup_.layout.slot(0), end = setup_.layout.entries();
+  if (bytes == 0 || offset < first || offset >= end) return;
+  std::vector<bool>& exists = exists_[static_cast<std::size_t>(member)];
+  exists.resize(divide_up(end - first, unit));
+  const auto mirror = static_cast<std::size_t>(bytes_of(member) - setup_.memory->data());
+  for (std::size_t at = (offset - first) / unit; first + at * unit < offset + bytes; ++at) {
+    if (exists[at]) continue;
+    const std::size_t begin = first + at * unit;
+    setup_.memory->commit(mirror + begin, std::min(unit, end - begin));
+    exists[at] = true;
+  }
 }
 
 std::uint32_t Mirrors::store_words(GroupBlock& block, const Words& words) {

@@ -141,6 +141,7 @@ class Mirrors {
   void store_waiting(int member, std::span<const std::byte> bytes);
   void note_finished(const Incoming& incoming, std::uint32_t number);
   void commit(int member, std::uint32_t entry);
+  void commit_slots(int member, std::size_t offset, std::size_t bytes);
   static std::uint32_t store_words(GroupBlock& block, const Words& words);
   std::byte* bytes_of(int member) const { return reinterpret_cast<std::byte*>(block(member)); }
   GroupBlock* block(int member) const { return setup_.blocks[static_cast<std::size_t>(member)]; }
@@ -154,7 +155,8 @@ class Mirrors {
   std::vector<std::unique_ptr<Outgoing>> sending_, spare_;
   std::array<int, GroupLayout::slots> slots_sending_{};
   std::vector<std::unique_ptr<Incoming>> kept_;
-  std::vector<std::size_t> committed_;  // by member: how many bytes of its mirror's table of names
+  std::vector<std::size_t> committed_;     // by member: how many bytes of its mirror's table of names
+  std::vector<std::vector<bool>> exists_;  // by member: which units of its mirror's slots
   bool listens_ = false, over_ = false;
 };
 

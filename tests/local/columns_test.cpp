@@ -1,4 +1,6 @@
 // Schedules across nodes: the owners of a column play them on their nodes' sums. Ranks are threads.
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -6,6 +8,7 @@
 #include <memory>
 #include <numeric>
 
+#include "csrc/queue/group.h"
 #include "tests/local/arena_arrays.h"
 #include "tests/local/engines.h"
 
@@ -282,4 +285,25 @@ TEST("whoever waits for a rank that is gone or cut off hears which") {
       CHECK_THROWS(reduce(engine), "rank");
     });
   }
+}
+
+TEST("mirrors of ranks on other nodes take memory as far as they are used") {
+  constexpr std::size_t nodes = 24;
+  const auto settings = read_settings([](std::string_view) { return std::nullopt; });
+  const Nodes placement(all_ranks(nodes));
+  const auto taken = [](Arena& arena) {
+    struct stat status{};
+    CHECK_EQ(fstat(arena.segment().descriptor(), &status), 0);
+    return static_cast<std::size_t>(status.st_blocks) * 512;
+  };
+  const auto arena = Communicator::make_arena(1, [&] {
+    Settings large = settings;
+    large.arena_bytes = std::size_t{2} << 30;  // addresses
+    return large;
+  }());
+  const std::size_t before = taken(*arena);
+  const auto block = Group::reserve(*arena, placement, 1, settings);
+  const std::size_t slots = 3 * 2 * settings.slot_bytes, each = taken(*arena) - before;
+  CHECK(each > slots);               // the own ones
+  CHECK(each < slots + (8u << 20));  // and little for each of the others
 }
