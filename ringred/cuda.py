@@ -14,17 +14,19 @@ from __future__ import annotations
 import importlib
 import mmap
 import sys
+from collections.abc import Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ringred import bootstrap, world
-from ringred.arguments import checked_factors, checked_op, shown
+from ringred.arguments import check_text, checked_factors, checked_op, shown
 from ringred.arrays import Array, empty
 from ringred.devices.addresses import check_result, view
 from ringred.devices.recognition import native
-from ringred.errors import SystemError, UsageError
+from ringred.devices.symmetric import Block, Form
+from ringred.errors import RingredError, SystemError, UsageError
 from ringred.messages import exchange
 from ringred.objects import allgather_object
 from ringred.ops import Op
@@ -90,6 +92,11 @@ class Communicator:
         return self._native.is_direct
 
     @property
+    def waits_on_host(self) -> bool:
+        """Whether calls of this rank wait for other ranks before they return; where not is_direct, on some systems."""
+        return self._native.waits_on_host
+
+    @property
     def how(self) -> str:
         """Which way vectors take, and why, in one sentence."""
         return self._native.sentence
@@ -108,6 +115,7 @@ class Communicator:
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
         algorithm: str | None = None,
+        tag: str = "",
     ) -> Array:
         """Combine all ranks' arrays; the result is a new array of the same shape and dtype, or `out`.
 
@@ -118,13 +126,14 @@ class Communicator:
             out: a contiguous array of the same dtype and number of elements.
             prescale_factor, postscale_factor: multiply floats before and after; 1 for integers.
             algorithm: a schedule by name ("ring", "double_tree", ...), where `is_direct`; None chooses by size.
+            tag: a name for this call that all ranks must agree on, such as a layer's.
 
         Raises:
             UsageError: an array, op or factor is not one of these; nothing was started.
             MismatchError: ranks disagree. PeerLostError: one has died or broken off, or a kernel waited for too long.
         """
         result = _like(array) if out is None else out
-        self._reduce(array, result, op, (prescale_factor, postscale_factor), algorithm)
+        self._reduce(array, result, op, (prescale_factor, postscale_factor), algorithm, tag)
         return result
 
     def allreduce_(
@@ -135,10 +144,28 @@ class Communicator:
         prescale_factor: float = 1.0,
         postscale_factor: float = 1.0,
         algorithm: str | None = None,
+        tag: str = "",
     ) -> Array:
         """Combine all ranks' arrays in place and return `array`. See allreduce."""
-        self._reduce(array, array, op, (prescale_factor, postscale_factor), algorithm)
+        self._reduce(array, array, op, (prescale_factor, postscale_factor), algorithm, tag)
         return array
+
+    def empty(self, shape: Sequence[int] | int, dtype: Any) -> Array:
+        """Memory that all ranks have at the same offset, as a new array, not initialised. A collective.
+
+        Where `is_direct`, an allreduce_ of what lies in it takes no copies on the device, if it lies at the same place
+        on all ranks. It is freed by end(): the array must not be used after that.
+
+        Args:
+            shape: the same on all ranks.
+            dtype: of torch, for a tensor; or one that numpy knows, for a CuPy array.
+
+        Raises:
+            UsageError: shape or dtype is none. MismatchError: ranks ask for different sizes. SystemError: a device has
+                no memory for it; raised on all ranks.
+        """
+        form = Form(shape, dtype)
+        return form.made_of(Block(self, self._native.allocate(form.nbytes), form.nbytes), self._device)
 
     def wait(self) -> None:
         """Return when the last call is over, for whoever reads results on the host.
@@ -158,6 +185,11 @@ class Communicator:
         self._native.end()
         self._blocks = None
 
+    def abandon(self, reason: str) -> None:
+        """End without the other ranks. What is under way breaks off if it does not end within seconds; who still calls
+        gets PeerLostError with the reason. Memory that they may have opened goes with the process."""
+        self._native.abandon(reason)
+
     def __enter__(self) -> Communicator:
         """Return itself."""
         return self
@@ -176,8 +208,9 @@ class Communicator:
             _left_open.append(blocks)
 
     def _reduce(
-        self, source: Array, result: Array, op: Op, factors: tuple[float, float], algorithm: str | None
+        self, source: Array, result: Array, op: Op, factors: tuple[float, float], algorithm: str | None, tag: str
     ) -> None:
+        check_text(tag, "tag")
         op = checked_op(op, "ringred.cuda", _OPS)
         prescale, postscale = checked_factors(factors)
         read = view(source)
@@ -193,7 +226,20 @@ class Communicator:
             prescale=prescale,
             postscale=postscale,
             algorithm=algorithm,
+            tag=tag,
         )
+
+
+def reason_against(process_set: ProcessSet, device: int) -> str:
+    """Why this rank cannot make a Communicator of these ranks for its device; "": nothing that it can tell alone."""
+    nodes = world.topology().nodes
+    if len({nodes[member] for member in process_set.ranks}) > 1:
+        return "the ranks are on several nodes"
+    try:
+        _module().check_device(device)
+    except RingredError as error:
+        return str(error)
+    return ""
 
 
 def _module() -> ModuleType:

@@ -18,7 +18,7 @@ Words words_of(const Announcement& call) {
                               std::uint64_t{call.captured} << 24 |
                               std::uint64_t{static_cast<std::uint8_t>(call.algorithm)} << 32;
   return {small,
-          call.region,
+          call.tag << 16 | call.region,
           call.offset,
           call.count,
           std::bit_cast<std::uint64_t>(call.prescale),
@@ -33,7 +33,8 @@ Announcement announcement_of(const Words& words) {
   call.op = static_cast<Op>(byte(16));
   call.captured = byte(24) != 0;
   call.algorithm = static_cast<std::int8_t>(byte(32));
-  call.region = words[1];
+  call.region = static_cast<std::uint16_t>(words[1]);
+  call.tag = words[1] >> 16;
   call.offset = words[2];
   call.count = words[3];
   call.prescale = std::bit_cast<double>(words[4]);
@@ -57,6 +58,7 @@ std::string Announcement::text() const {
   if (algorithm >= 0) text += ", algorithm=" + std::string(info(static_cast<Algorithm>(algorithm)).name);
   if (kind == symmetric)
     text += ", symmetric memory " + std::to_string(region) + " from byte " + std::to_string(offset);
+  if (tag != 0) text += ", tag " + std::to_string(tag);
   return text + ")" + (captured ? " in a capture" : "");
 }
 

@@ -36,7 +36,8 @@ struct Announcement {
   Op op = Op::sum;
   bool captured = false;
   std::int8_t algorithm = -1;  // -1: by size
-  std::uint64_t region = 0;    // of symmetric memory
+  std::uint16_t region = 0;    // of symmetric memory
+  std::uint64_t tag = 0;       // in 48 bits
   std::uint64_t offset = 0;    // in it
   std::uint64_t count = 0;
   double prescale = 1, postscale = 1;

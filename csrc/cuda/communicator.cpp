@@ -30,6 +30,7 @@ Announcement announcement_of(const Reduction& reduction) {
   announcement.count = reduction.count;
   announcement.prescale = reduction.prescale;
   announcement.postscale = reduction.postscale;
+  announcement.tag = reduction.tag;
   if (reduction.algorithm) announcement.algorithm = static_cast<std::int8_t>(*reduction.algorithm);
   return announcement;
 }
@@ -58,7 +59,7 @@ void DeviceCommunicator::allreduce_symmetric(const CallerStream& caller, const S
                std::to_string(offset) + " on.");
   Announcement announcement = announcement_of(reduction);
   announcement.kind = Announcement::symmetric;
-  announcement.region = static_cast<std::uint64_t>(region - regions_.begin());
+  announcement.region = static_cast<std::uint16_t>(region - regions_.begin());
   announcement.offset = offset;
   const DevicePointer own = memory.address() + offset;
   if (!is_direct()) return stage(caller, own, own, reduction, announcement);
@@ -71,7 +72,7 @@ void DeviceCommunicator::require_open() const {
 
 void DeviceCommunicator::check_call(const Reduction& reduction) const {
   require_open();
-  const auto& [count, dtype, op, prescale, postscale, algorithm] = reduction;
+  const auto& [count, dtype, op, prescale, postscale, algorithm, tag] = reduction;
   if (!is_reduced(dtype))
     fail_usage("The device reduces float16, bfloat16, float32, float64, int32 and int64: the dtype is " +
                std::string(info(dtype).name) + ". Convert the tensor, or use a CPU tensor.");
@@ -147,7 +148,7 @@ void DeviceCommunicator::stage(const CallerStream& caller, DevicePointer input, 
   const Stream theirs = caller.get();
   require_no_capture(*setup_.gpu.driver, theirs, "An allreduce through host memory",
                      "each replay would need numbers of its own");
-  const auto [count, dtype, op, prescale, postscale, algorithm] = reduction;
+  const auto [count, dtype, op, prescale, postscale, algorithm, tag] = reduction;
   const auto reduce = [&](Stream stream, const DevicePointer* inputs, DevicePointer result, std::size_t elements) {
     ReduceArrays arrays{};
     for (int rank = 0; rank < size(); ++rank) arrays.inputs[rank] = reinterpret_cast<const void*>(inputs[rank]);

@@ -97,7 +97,8 @@ class DeviceCommunicator {
   const Gpu& gpu() const { return setup_.gpu; }
   Way way() const { return way_; }
   bool is_direct() const { return way_ == Way::direct; }
-  const std::string& sentence() const { return sentence_; }  // for the user: the way, and why
+  bool waits_on_host() const { return staging_ && !staging_->on_device(); }  // in calls, for peers; may differ by rank
+  const std::string& sentence() const { return sentence_; }                  // for the user: the way, and why
 
   // Input and output are device memory of this rank's device, at multiples of an element's size; the same, or without
   // overlap. Throws usage, mismatch, peer_lost, system; timeout and interrupted only where the host has to wait.
@@ -122,6 +123,10 @@ class DeviceCommunicator {
 
   // Collective; afterwards nothing may be called. Throws where the ranks do not come together.
   void end();
+
+  // The end of a rank that waits for nobody: what is under way may run out for some seconds, then it breaks off for
+  // `reason`, which peers that still call get to know. Memory that peers may have opened goes with the process.
+  void abandon(const std::string& reason);
 
  private:
   struct Opening {};  // nothing is open yet

@@ -213,6 +213,14 @@ void DeviceCommunicator::end() {
   let_go();
 }
 
+void DeviceCommunicator::abandon(const std::string& reason) {
+  if (ended_) return;
+  ended_ = true;
+  if (!announcements_) return;
+  if (!run_out()) break_off(ErrorKind::peer_lost, reason);
+  let_go();
+}
+
 DeviceCommunicator::~DeviceCommunicator() {
   try {
     end();

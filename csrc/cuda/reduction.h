@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 
 #include "csrc/algorithms/algorithms.h"
@@ -16,6 +17,7 @@ struct Reduction {
   Op op = Op::sum;
   double prescale = 1, postscale = 1;       // 1 for integers
   std::optional<Algorithm> algorithm = {};  // one that is prepared; nothing: by size
+  std::uint64_t tag = 0;                    // what the caller names it, in 48 bits: all ranks alike
 };
 
 }  // namespace ringred::cuda

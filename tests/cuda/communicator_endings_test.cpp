@@ -88,6 +88,7 @@ TEST("ranks that disagree in anything are told both sides, and no one has a resu
     disagree(direct, plain, region, "rank 1 called allreduce(count=20, dtype=float32, op=Sum, symmetric memory 0 from");
     disagree(direct, region, with([](Made& made) { made.region = 1; }), "symmetric memory 1 from byte 0)");
     disagree(direct, region, with([](Made& made) { made.region = 0, made.offset = 16; }), "from byte 16)");
+    disagree(direct, plain, with([](Made& made) { made.reduction.tag = 7; }), "op=Sum, tag 7)");
   }
   disagree(true, plain, with([](Made& made) { made.reduction.algorithm = Algorithm::ring; }), "algorithm=ring)");
 }

@@ -87,17 +87,17 @@ def call(group: Any, address: int, count: int, **changes: Any) -> None:
     group.allreduce(**usual | {"prescale": 1.0, "postscale": 1.0} | changes)
 
 
-def call_and_wait(group: Any, address: int, count: int = 100) -> None:
-    call(group, address, count)
+def call_and_wait(group: Any, address: int, count: int = 100, **changes: Any) -> None:
+    call(group, address, count, **changes)
     group.wait()
 
 
-def error_of(group: Any, address: int, count: int) -> str:
+def error_of(group: Any, address: int, count: int, **changes: Any) -> str:
     """Its class and text. The error itself would keep the communicator, which is to end in its own process."""
     from ringred.errors import RingredError
 
     try:
-        call_and_wait(group, address, count)
+        call_and_wait(group, address, count, **changes)
     except RingredError as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -192,6 +192,102 @@ def test_rank_that_does_not_come_is_named_and_one_whose_process_ended_soon(nativ
         os.close(lifeline)
         if not ended:
             os.close(end)
+
+
+def test_ranks_that_differ_in_the_tag_get_a_mismatch(native: Any) -> None:
+    job = Job(native, 2)
+    errors: list[str] = []
+
+    def body(rank: int) -> None:
+        group = job.communicator(rank)
+        address = job.machine.allocate(400)
+        call(group, address, 100, tag="bucket.1")
+        group.wait()
+        errors.append(error_of(group, address, 100, tag=f"bucket.{rank}"))
+
+    job.run(body)
+    assert any(error.startswith("MismatchError") and error.count("tag ") == 2 for error in errors), errors
+
+
+def test_vectors_in_memory_that_all_ranks_have(native: Any) -> None:
+    for has_peers in (True, False):
+        in_common_memory(Job(native, 3, has_peers))
+
+
+def in_common_memory(job: Job) -> None:
+    count, begin = 600_000, 64
+
+    def body(rank: int) -> None:
+        group = job.communicator(rank)
+        assert not group.waits_on_host
+        base = group.allocate(4 * (count + begin))
+        for turn in range(3):
+            for first, length in ((begin, count), (0, begin), (begin + 3, 1000)):
+                address = base + 4 * first
+                job.machine.write(address, array.array("f", [rank + turn + 1.0] * length).tobytes())
+                call(group, address, length)
+                group.wait()
+                expected = array.array("f", [6.0 + 3 * turn] * length)
+                assert array.array("f", job.machine.read(address, 4 * length)) == expected
+        group.end()
+
+    job.run(body)
+    assert not job.machine.mistakes(), job.machine.mistakes()
+
+
+def test_what_lies_in_such_memory_on_one_rank_only_is_a_mismatch(native: Any) -> None:
+    job = Job(native, 2)
+    errors: list[str] = []
+
+    def body(rank: int) -> None:
+        group = job.communicator(rank)
+        inside, outside = group.allocate(400), job.machine.allocate(400)
+        errors.append(error_of(group, inside if rank == 0 else outside, 100))
+
+    job.run(body)
+    assert any(error.startswith("MismatchError") and "symmetric memory 0" in error for error in errors), errors
+
+
+def test_rank_that_abandons_waits_for_nobody_and_is_named(native: Any) -> None:
+    job = Job(native, 2)
+    gone = threading.Event()
+    errors: list[str] = []
+
+    def body(rank: int) -> None:
+        group = job.communicator(rank)
+        address = job.machine.allocate(400)
+        call_and_wait(group, address)
+        if rank == 1:
+            group.abandon("it has nothing under way")
+            gone.set()
+            return
+        assert gone.wait(LIMIT_SECONDS)
+        group.check()  # all is over, so nothing is wrong
+        group.wait()
+        group.abandon("nor has this one")
+
+    job.run(body)
+    assert not errors
+
+
+def test_rank_that_abandons_a_call_ends_it_for_all(native: Any) -> None:
+    job = Job(native, 2)
+    gone = threading.Event()
+    errors: list[str] = []
+
+    def body(rank: int) -> None:
+        group = job.communicator(rank)
+        address = job.machine.allocate(400)
+        if rank == 1:
+            call(group, address, 100)
+            group.abandon("its user has had enough")
+            gone.set()
+            return
+        assert gone.wait(LIMIT_SECONDS)
+        errors.append(error_of(group, address, 100))
+
+    job.run(body)
+    assert errors[0].startswith("PeerLostError") and "rank 1 broke off: its user has had enough" in errors[0], errors
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -35,12 +36,20 @@ class Native:
         self.setup = setup
         self.calls: list[dict[str, Any]] = []
         self.ended = False
+        self.waits_on_host = False
 
     def allreduce(self, **call: Any) -> None:
         self.calls.append(call)
 
+    def allocate(self, bytes: int) -> int:
+        self.calls.append({"bytes": bytes})
+        return 0x8000
+
     def end(self) -> None:
         self.ended = True
+
+    def abandon(self, reason: str) -> None:
+        self.ended = reason == "no more"
 
 
 @pytest.fixture
@@ -85,16 +94,17 @@ def test_core_is_told_what_a_call_means(native: None) -> None:
         assert group.is_direct and group.device == 2 and group.how == "direct, for a test"
         array, out = DeviceArray((4,), "<f8"), DeviceArray((2, 2), "<f8", data=(0x9000, False))
         assert group.allreduce(array, rr.Max, out=out) is out
-        assert group.allreduce_(array, prescale_factor=0.5, algorithm="ring") is array
+        assert group.allreduce_(array, prescale_factor=0.5, algorithm="ring", tag="layer 3") is array
     told: Native = group._native  # type: ignore[assignment]
     common = {"stream": 7, "input": 0x7000, "count": 4, "dtype": "float64"}
-    plain = {"prescale": 1.0, "postscale": 1.0, "algorithm": None}
+    plain = {"prescale": 1.0, "postscale": 1.0, "algorithm": None, "tag": ""}
     assert told.calls[0] == common | plain | {"output": 0x9000, "op": int(rr.Max)}
     assert told.calls[1] == common | plain | {
         "output": 0x7000,
         "op": int(rr.Average),
         "prescale": 0.5,
         "algorithm": "ring",
+        "tag": "layer 3",
     }
     assert told.ended
     assert (told.setup["rank"], told.setup["device"], told.setup["lifelines"]) == (0, 2, [-1])
@@ -111,12 +121,66 @@ def test_bad_calls_start_nothing(native: None) -> None:
         group.allreduce(np.zeros(4))
     with pytest.raises(rr.UsageError, match="Adasum"):
         group.allreduce_(array, rr.Adasum)
+    with pytest.raises(rr.UsageError, match="tag must be a str"):
+        group.allreduce_(array, tag=3)  # type: ignore[arg-type]
     with pytest.raises(rr.UsageError, match="prescale_factor"):
         group.allreduce_(array, prescale_factor="2")  # type: ignore[arg-type]
     with pytest.raises(rr.UsageError, match="device must be the ordinal of a GPU"):
         cuda.Communicator(device=-1)
     assert group._native.calls == []  # type: ignore[attr-defined]
     group.end()
+
+
+def test_memory_that_all_ranks_have_is_an_array_of_torch_or_cupy(native: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = cuda.Communicator(device=1)
+    seen: list[Any] = []
+
+    def as_tensor(block: Any, device: str) -> torch.Tensor:
+        seen.append((block.__cuda_array_interface__, device))
+        return torch.zeros(block.__cuda_array_interface__["shape"], dtype=torch.uint8)
+
+    monkeypatch.setattr(torch, "as_tensor", as_tensor)
+    tensor = group.empty((3, 5), torch.bfloat16)
+    assert tensor.shape == (3, 5) and tensor.dtype == torch.bfloat16
+    assert group.empty(0, torch.float32).shape == (0,)
+    interface, device = seen[0]
+    assert device == "cuda:1" and interface["data"] == (0x8000, False) and interface["shape"] == (30,)
+
+    cupy: Any = ModuleType("cupy")
+    cupy.asarray = lambda block: np.zeros(block.__cuda_array_interface__["shape"], np.uint8)
+    cupy.cuda = SimpleNamespace(Device=lambda ordinal: nullcontext())
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    array = group.empty(7, "float64")
+    assert array.shape == (7,) and array.dtype == np.float64
+    assert [call["bytes"] for call in group._native.calls] == [30, 16, 56]  # type: ignore[attr-defined]
+    for shape, dtype, words in ((-1, "float64", "shape must be"), (3, "text?", "dtype must be torch's")):
+        with pytest.raises(rr.UsageError, match=words):
+            group.empty(shape, dtype)
+    group.end()
+
+
+def test_one_that_is_abandoned_keeps_the_memory_that_peers_look_at(native: None) -> None:
+    group = cuda.Communicator()
+    blocks = group._blocks
+    group.abandon("no more")
+    told: Any = group._native
+    assert told.ended and not group.waits_on_host
+    del group
+    assert cuda._left_open.pop() is blocks
+
+
+def test_what_is_against_a_communicator_is_said_before_one_is_made(
+    native: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_device(device: int) -> None:
+        if device == 3:
+            raise rr.SystemError("the driver is too old for device 3")
+
+    sys.modules["ringred._cuda"].check_device = check_device  # type: ignore[attr-defined]
+    assert cuda.reason_against(rr.global_process_set, 0) == ""
+    assert cuda.reason_against(rr.global_process_set, 3) == "the driver is too old for device 3"
+    monkeypatch.setitem(sys.modules, "ringred._cuda", None)
+    assert "no part for GPUs" in cuda.reason_against(rr.global_process_set, 0)
 
 
 def test_without_the_compiled_part_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

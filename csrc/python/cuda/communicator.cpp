@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -15,6 +16,7 @@
 
 #include "csrc/base/error.h"
 #include "csrc/base/lifeline.h"
+#include "csrc/base/mix.h"
 #include "csrc/base/settings.h"
 #include "csrc/cuda/communicator.h"
 #include "csrc/python/gil_hooks.h"
@@ -68,6 +70,13 @@ Op op_of(int number) {
   fail_usage("op must be Sum, Average, Min, Max or Product: it is number " + std::to_string(number) + ".");
 }
 
+// Text as a number of 48 bits; "" is 0.
+std::uint64_t tag_of(const std::string& text) {
+  std::uint64_t hash = 0;
+  for (const char letter : text) hash = mix(hash + 1, static_cast<unsigned char>(letter));
+  return hash >> 16;
+}
+
 // The communicator and what its waits need; all of it under the GIL, which long waits give up.
 class PythonCommunicator {
  public:
@@ -91,6 +100,25 @@ class PythonCommunicator {
   DeviceCommunicator& operator*() { return *communicator_; }
   DeviceCommunicator* operator->() { return &*communicator_; }
 
+  // Of memory that all ranks have at the same offset, the address of this rank's part.
+  DevicePointer allocate(std::size_t bytes) {
+    regions_.push_back(&communicator_->allocate(bytes));
+    return regions_.back()->address();
+  }
+
+  // A vector in place in such memory is reduced without copies. It lies in it on all ranks, or they differ.
+  void allreduce(const CallerStream& caller, DevicePointer input, DevicePointer output, const Reduction& reduction) {
+    const std::size_t bytes = reduction.count * info(reduction.dtype).size;
+    const auto holds = [&](const SymmetricMemory* region) {
+      return bytes <= region->bytes() && input >= region->address() &&
+             input - region->address() <= region->bytes() - bytes;
+    };
+    const auto found = std::find_if(regions_.begin(), regions_.end(), holds);
+    if (input != output || found == regions_.end() || reduction.algorithm)
+      return communicator_->allreduce(caller, input, output, reduction);
+    communicator_->allreduce_symmetric(caller, **found, input - (*found)->address(), reduction);
+  }
+
  private:
   static void report(const std::string& sentence) {
     if (!sentence.empty()) std::fprintf(stderr, "ringred: %s\n", sentence.c_str());
@@ -98,6 +126,7 @@ class PythonCommunicator {
 
   GilHooks hooks_;
   std::optional<DeviceCommunicator> communicator_;
+  std::vector<const SymmetricMemory*> regions_;  // of the communicator
 };
 
 // Streams are numbered as in __cuda_array_interface__.
@@ -109,19 +138,21 @@ CallerStream stream_of(std::int64_t number) {
 
 void enqueue_allreduce(PythonCommunicator& self, std::int64_t stream, std::uint64_t input, std::uint64_t output,
                        std::size_t count, const std::string& dtype, int op, double prescale, double postscale,
-                       const std::optional<std::string>& algorithm) {
+                       const std::optional<std::string>& algorithm, const std::string& tag) {
   Reduction reduction{count, dtype_of(dtype), op_of(op), prescale, postscale};
+  reduction.tag = tag_of(tag);
   if (algorithm) {
     reduction.algorithm = algorithm_named(*algorithm);
     if (!reduction.algorithm) fail_usage("There is no algorithm of the name " + *algorithm + ".");
     self->prepare(*reduction.algorithm);
   }
-  self->allreduce(stream_of(stream), input, output, reduction);
+  self.allreduce(stream_of(stream), input, output, reduction);
 }
 
 }  // namespace
 
 void bind_communicator(py::module_& module, std::function<OpenDevice(int ordinal)> open) {
+  module.def("check_device", [open](int device) { open(device); }, py::arg("device"));
   const auto make = [open = std::move(open)](int device, int rank, py::function gather,
                                              const std::vector<std::uintptr_t>& host_blocks, std::vector<int> lifelines,
                                              bool cores_suffice, const Environment& environment) {
@@ -133,13 +164,18 @@ void bind_communicator(py::module_& module, std::function<OpenDevice(int ordinal
       .def(py::init(make), py::arg("device"), py::arg("rank"), py::arg("gather"), py::arg("host_blocks"),
            py::arg("lifelines"), py::arg("cores_suffice"), py::arg("environment"))
       .def_property_readonly("is_direct", [](PythonCommunicator& self) { return self->is_direct(); })
+      .def_property_readonly("waits_on_host", [](PythonCommunicator& self) { return self->waits_on_host(); })
       .def_property_readonly("sentence", [](PythonCommunicator& self) { return self->sentence(); })
       .def("allreduce", &enqueue_allreduce, py::arg("stream"), py::arg("input"), py::arg("output"), py::arg("count"),
            py::arg("dtype"), py::arg("op"), py::arg("prescale"), py::arg("postscale"),
-           py::arg("algorithm") = py::none())
+           py::arg("algorithm") = py::none(), py::arg("tag") = "")
+      .def("allocate", &PythonCommunicator::allocate, py::arg("bytes"))
       .def("wait", [](PythonCommunicator& self) { self->await(); })
       .def("check", [](PythonCommunicator& self) { self->check(); })
-      .def("end", [](PythonCommunicator& self) { self->end(); });
+      .def("end", [](PythonCommunicator& self) { self->end(); })
+      .def(
+          "abandon", [](PythonCommunicator& self, const std::string& reason) { self->abandon(reason); },
+          py::arg("reason"));
 }
 
 }  // namespace ringred::cuda
