@@ -29,6 +29,7 @@ from ringred import _core
 from ringred.adasum import adasum
 from ringred.arguments import check_name, checked_factors, checked_op
 from ringred.arrays import Array, contiguous, is_tensor, like, on_host
+from ringred.devices import groups
 from ringred.devices.crossing import CrossingHandle, crossing_of
 from ringred.devices.recognition import is_on_device
 from ringred.errors import UsageError
@@ -276,9 +277,17 @@ def join(device: int = -1, allow: str = "allreduce", process_set: ProcessSet = g
 
     Returns:
         The world rank that joined last.
+
+    Raises:
+        UsageError: an optimizer on these ranks reduces gradients where they lie on GPUs, which takes all ranks.
     """
     if allow not in ("allreduce", "all"):
         raise UsageError(f"allow must be 'allreduce' or 'all': it is {allow!r}.")
+    if groups.in_use(process_set):
+        raise UsageError(
+            "A rank that has joined gives nothing to reductions on GPUs, for which the others would wait: an optimizer "
+            f"of ranks {process_set.ranks} makes them. Set {groups.SETTING}={groups.STAGED} on all ranks to use join()."
+        )
     finish = operator.attrgetter("last_joined")
     last: int = start(process_set, "join", "join", [], None, finish, allow=allow == "all").wait()
     return last

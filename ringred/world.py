@@ -112,6 +112,8 @@ def shutdown() -> None:
         left = _world
         if left is not None and left.forked:
             return  # a forked child stays one: it may not meet its parent's peers
+        if left is not None:
+            _end_device_groups("it called shutdown()", wait=True)
         _world = None
         if left is not None:
             os.environ.pop(RANK_MARK, None)
@@ -249,6 +251,13 @@ def _end(world: World, reason: str) -> None:
 
     diagnosis.end()
     world.close(reason)
+
+
+def _end_device_groups(reason: str, wait: bool) -> None:
+    """While the engine still connects the ranks. Nothing is imported for it."""
+    groups = sys.modules.get("ringred.devices.groups")
+    if groups is not None:
+        groups.end(reason, groups.GRACE_SECONDS if wait else 0.0)
 
 
 def _let_helpers_end() -> None:
@@ -393,6 +402,7 @@ def _leave_at_exit() -> None:
     error = getattr(sys, "last_value", None)  # what nobody caught
     reason = "its process came to its end" if error is None else f"its process ended with {error!r}"
     diagnosis.end()
+    _end_device_groups(reason, wait=error is None)
     _world.engine.leave(reason)
     _world.communicator.leave(reason)
     _let_helpers_end()

@@ -46,9 +46,9 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all. The
 collectives run on four ranks in tests/hosts."""
 
-ON_FAKE = ["tests/parallel/test_devices.py"]
+ON_FAKE = ["tests/parallel/test_devices.py", "tests/parallel/test_direct.py"]
 _FACE = ("functions", "operations", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
-ON_DEVICES = ["tests/parallel/test_devices.py", *(f"tests/parallel/test_torch_{name}.py" for name in _FACE)]
+ON_DEVICES = [*ON_FAKE, *(f"tests/parallel/test_torch_{name}.py" for name in _FACE)]
 """Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for one."""
 
 

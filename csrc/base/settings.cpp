@@ -41,6 +41,10 @@ constexpr auto table = std::to_array<SettingInfo>({
      "Whether a DistributedOptimizer sends gradients during the backward pass: on, off, or auto (measured)."},
     {"RINGRED_GRADIENT_POOL", "on", false,
      "Whether autograd gets memory for large gradients from the arena, which saves a copy of each: on or off."},
+    {"RINGRED_GPU", "staged", true,
+     "How a DistributedOptimizer reduces gradients on GPUs: staged (through host memory), or direct (where they lie, "
+     "on "
+     "one node; has never run on a GPU so far)."},
     {"RINGRED_TIMELINE", "", false,
      "A file into which all ranks write a Chrome trace of their operations, from init() on; for ui.perfetto.dev."},
     {"RINGRED_FLIGHT_RECORDER", "", false,
@@ -125,6 +129,7 @@ Settings read_settings(const Lookup& lookup) {
   settings.huge_pages = read.number("RINGRED_HUGE_PAGES", 0, 1) == 1;
   read.choice("RINGRED_BOOTSTRAP", {"auto", "mpi", "store", "single"});
   read.choice("RINGRED_LINK", {"auto", "mpi", "tcp"});
+  read.choice("RINGRED_GPU", {"staged", "direct"});
   read.choice("RINGRED_LOG_LEVEL", {"debug", "info", "warning", "error"});
   return settings;
 }

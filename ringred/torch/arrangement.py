@@ -18,6 +18,9 @@ import torch
 
 from ringred import _core
 from ringred.torch.buckets import Bucket
+from ringred.torch.device_buckets import DeviceBucket
+from ringred.torch.device_ways import open_buckets
+from ringred.torch.direct_way import Turns
 from ringred.torch.hooks import Hooks, alive
 from ringred.torch.ownership import Ownership
 from ringred.torch.parcels import Carrier, Slot
@@ -48,6 +51,7 @@ class Arrangement:
     ) -> None:
         self.units = first_units(slots, groups)
         self.is_final = False  # buckets have been made, or there will be none
+        self.turns: list[Turns] = []  # of buckets that are reduced where they lie, on GPUs
         self._slots = slots
         self._gradients = gradients
         self._channel: Any = carrier.channel
@@ -88,6 +92,7 @@ class Arrangement:
         alike = all(places == told[0][1] for _, places in told)
         limit = self._bucket_bytes if alike else 0  # ranks whose models lie on different devices have no buckets
         self.units = units = in_buckets(self.units, told[0][0], kinds, limit, self._carrier)
+        self.turns = open_buckets([one.bucket for one in units if isinstance(one.bucket, DeviceBucket)], self._carrier)
         views: list[Any] = [None] * len(self._slots)
         for unit in units:
             if isinstance(unit.bucket, Bucket) and unit.bucket.lazy:

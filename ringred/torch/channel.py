@@ -101,6 +101,11 @@ class EngineChannel:
         self._pools = is_wanted()
 
     @property
+    def process_set(self) -> ProcessSet:
+        """The ranks."""
+        return self._process_set
+
+    @property
     def size(self) -> int:
         """Number of ranks in the process set."""
         return self._size

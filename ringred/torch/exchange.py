@@ -174,6 +174,11 @@ class GradientExchange:
         self._kinds = kinds
         self._set_synchronized(True)
 
+    def settle(self) -> None:
+        """Return when averages that are still computed on GPUs are there; raise what went wrong with them."""
+        for turns in self._arrangement.turns:
+            turns.settle()
+
     def clip(self, max_norm: float, weight: float | None = None) -> float:
         """Scale the averages down to a 2-norm of at most `max_norm`; returns the norm that they had. Collective."""
         measured = not self._synchronized  # otherwise somebody may have changed the averages since
@@ -330,6 +335,8 @@ class GradientExchange:
         """After the first round, make buckets; after the next, give back what gradients took before there were any."""
         if not self._arrangement.is_final:
             self._arrangement.make_final(self._order, self._kinds)
+            if self._arrangement.turns:
+                self._overlap.settle()  # the host's clock tells nothing of what devices do
         elif not self._settled:
             self._settled = True
             _core.release_free_memory()

@@ -307,13 +307,16 @@ class DistributedOptimizer(ComposedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the wrapped optimizer, which a run with any number of ranks can load.
 
-        With fused=True a collective: all ranks gather the parts of the state.
+        With fused=True a collective: all ranks gather the parts of the state. Where gradients are reduced on GPUs
+        (RINGRED_GPU=direct) it waits until the last step is over there, and raises what went wrong in it.
 
         Raises:
             UsageError: with fused=True, ranks have loaded different states; raised on all of them.
         """
         if isinstance(self._exchange, FusedExchange):
             return self._exchange.fused.state_dict()
+        if isinstance(self._exchange, GradientExchange):
+            self._exchange.settle()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ringred import _core
+from ringred.devices.groups import DeviceCommunicator
 from ringred.errors import UsageError
 from ringred.handles import OperationHandle
 from ringred.ops import Op
@@ -142,6 +143,11 @@ class Carrier:
     def reduce(self, messages: Sequence[torch.Tensor], name: str) -> Waitable:
         """Submit dense messages as one group."""
         return self.channel.allreduce_(messages, self.op, name, *self._factors, self._wire)
+
+    def reduce_on_device(self, communicator: DeviceCommunicator, flat: torch.Tensor, name: str) -> None:
+        """Enqueue the reduction of packed gradients where they lie; they are rounded already, if they are."""
+        prescale, postscale = self._factors
+        communicator.allreduce_(flat, self.op, prescale_factor=prescale, postscale_factor=postscale, tag=name)
 
     def unpack(self, message: torch.Tensor, context: Any) -> torch.Tensor:
         """Return the gradient that a message carries."""

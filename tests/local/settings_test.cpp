@@ -50,6 +50,7 @@ TEST("what is wrong is named with the rule and the value") {
   rejects("RINGRED_SLOT_BYTES", "9999999999999G", "must be a whole number");
   rejects("RINGRED_HUGE_PAGES", "yes", "from 0 to 1");
   rejects("RINGRED_BOOTSTRAP", "slurm", "must be one of auto, mpi, store, single");
+  rejects("RINGRED_GPU", "yes", "must be one of staged, direct: it is 'yes'");
   rejects("RINGRED_LINK", "gloo", "must be one of auto, mpi, tcp");
 }
 

@@ -49,15 +49,30 @@ def device(world: None) -> Iterator[str]:
     if kind == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch sees")
     if kind == "fake":
-        from fake_gpu import install
+        import fake_communicator
+        import fake_gpu
 
-        if not install():
+        if not fake_gpu.install():
             pytest.skip("needs a torch that takes devices made in Python (2.10)")
+        fake_communicator.install()
     torch.set_default_device(kind)
     if kind == "cuda":  # whose tensors take random numbers of generators of their own
         torch.Generator = functools.partial(torch.Generator, device=kind)  # type: ignore[assignment,misc]
     yield kind
     torch.set_default_device(None)
+
+
+@pytest.fixture
+def fake(device: str) -> Iterator[Any]:
+    """The module of torch's fake device; other tensors are on the CPU."""
+    if device != "fake":  # torch has to know of it before the first backward pass of the process
+        pytest.skip("needs RINGRED_TEST_DEVICE=fake")
+    import fake_gpu
+    import torch
+
+    torch.set_default_device("cpu")
+    yield fake_gpu
+    torch.set_default_device(device)
 
 
 @pytest.fixture

@@ -24,18 +24,6 @@ from ringred.devices import crossing, library, recognition
 
 
 @pytest.fixture
-def fake(device: str) -> Iterator[Any]:
-    """The module of torch's fake device; other tensors are on the CPU."""
-    if device != "fake":  # torch has to know of it before the first backward pass of the process
-        pytest.skip("needs RINGRED_TEST_DEVICE=fake")
-    import fake_gpu
-
-    torch.set_default_device("cpu")
-    yield fake_gpu
-    torch.set_default_device(device)
-
-
-@pytest.fixture
 def cupy() -> Iterator[Any]:
     """The library like CuPy, for one test."""
     import fake_cupy
