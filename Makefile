@@ -34,7 +34,7 @@ help:
 	@echo "make nightly  what takes minutes: schedules of up to 1,024 ranks, arrays of over 2 GB, all of CUDA"
 	@echo "make test-gpu builds the tests of kernels for the GPU (9.0) and runs them; needs nvcc, no network"
 	@echo "make bench    time allreduce on two ranks"
-	@echo "make bench-gpu times the kernels on the GPU, beside their floors; needs nvcc, no network"
+	@echo "make bench-gpu times the kernels on the GPU, beside their floors, and training steps; needs nvcc, no network"
 	@echo "make dev      the developer's environment: the above plus linters and formatters"
 	@echo "make lint     ruff, mypy, clang-format, shellcheck, hadolint, yamllint"
 	@echo "make format   let ruff and clang-format rewrite the sources"

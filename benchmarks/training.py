@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="adam")
     parser.add_argument("--modes", type=lambda text: text.split(","), default=MODES, help="separated by commas")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, metavar="STEPS", help="before the rounds, 1 or more")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--memory", action="store_true", help="measure the memory of one mode")
     parser.add_argument("--memory-table", action="store_true", help="start a job for the memory of each mode")
@@ -95,26 +96,27 @@ def arguments() -> argparse.Namespace:
         parser.error("overhead is measured against the mode none: add it to --modes")
     if not args.memory and not set(args.modes) - {"none"}:
         parser.error("there must be a mode beside none")
-    if args.rounds < 2:
-        parser.error("quartiles need two rounds at least")
+    if args.rounds < 2 or args.warm_up < 1:
+        parser.error("quartiles need two rounds at least, and the first step is no round")
     return args
 
 
-def timing(args: argparse.Namespace) -> dict[str, Any]:
+def timing(args: argparse.Namespace, device: str = "cpu") -> dict[str, Any]:
     """All rounds, the checks, and the table; returns the times in seconds, of the slowest rank, by mode and round."""
-    trainers = {mode: build(mode, args.workload, args.optimizer) for mode in args.modes}
+    trainers = {mode: build(mode, args.workload, args.optimizer, device) for mode in args.modes}
     exchanging = {mode: trainer for mode, trainer in trainers.items() if mode != "none"}
     start = WORKLOADS[args.workload](SEED).model
     run_rounds(trainers, range(1))
     errors = {"first step": checked_difference(exchanging, start)}
-    run_rounds(trainers, range(1, WARM_UP))
-    times = run_rounds(trainers, range(WARM_UP, WARM_UP + args.rounds))
+    first, end = args.warm_up, args.warm_up + args.rounds
+    run_rounds(trainers, range(1, first))
+    times = run_rounds(trainers, range(first, end))
     for mode, trainer in exchanging.items():  # without buffers: each rank's BatchNorm has running statistics of its own
         named = trainer.workload.model.named_parameters()
         rr.check_replicas((f"{name} of mode {mode}", parameter) for name, parameter in named)
     errors["all steps"] = max(differences(exchanging, start).values())
     place = realign(exchanging)
-    run_rounds(exchanging, range(WARM_UP + args.rounds, WARM_UP + args.rounds + 1))
+    run_rounds(exchanging, range(end, end + 1))
     errors["one more from the same place"] = checked_difference(exchanging, place)
     if rr.rank() == 0:
         print("\n".join([*head(args, start), *table(times), *comparisons(times, args)]))
@@ -168,7 +170,7 @@ def differences(trainers: dict[str, Trainer], start: nn.Module) -> dict[str, flo
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(one.detach() - other.detach()))
+    return float(torch.linalg.vector_norm(one.detach().cpu() - other.detach().cpu()))
 
 
 def head(args: argparse.Namespace, model: nn.Module) -> list[str]:
@@ -203,7 +205,7 @@ def overheads(times: Figures, mode: str) -> list[float]:
 def comparisons(times: Figures, args: argparse.Namespace) -> list[str]:
     """Our overheads as parts of those of DDP and of Horovod."""
     over = {mode: statistics.median(overheads(times, mode)) for mode in times}
-    ours = [mode for mode in ("ringred", "fused") if mode in over]
+    ours = [mode for mode in over if mode not in ("none", "ddp")]
     lines = [f"overhead of {mode} / ddp: {over[mode] / over['ddp']:.3f}" for mode in ours if over.get("ddp", 0) > 0]
     published = HOROVOD.get((rr.size(), args.optimizer)) if args.workload == "a" else None
     if published:

@@ -12,6 +12,8 @@ summing agree.
 
 from __future__ import annotations
 
+import datetime
+import functools
 import inspect
 import os
 import time
@@ -34,6 +36,7 @@ HAS_FUSED = "fused" in inspect.signature(hvd.DistributedOptimizer.__init__).para
 DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"  # its old name
 MODES = ("none", "ringred", *(["fused"] if HAS_FUSED else []), "ddp")
+NCCL_SECONDS = 60
 Batch = tuple[Tensor, Tensor]
 WIDE, TINY, TINY_LAYERS = 2048, 32, 400
 CLASSES = 10
@@ -183,6 +186,8 @@ class Trainer:
     workload: Workload
     forward: nn.Module
     optimizer: torch.optim.Optimizer
+    device: str = "cpu"
+    way: str = ""  # of gradients on a GPU: what RINGRED_GPU is while this one makes its buckets, in its first step
 
     def compute(self, batch: Batch) -> None:
         """Everything of a step that comes after zero_grad."""
@@ -191,28 +196,42 @@ class Trainer:
         self.optimizer.step()
 
     def timed_step(self, batch: Batch) -> float:
+        inputs, targets = (part.to(self.device) for part in batch)
+        if self.way:
+            os.environ["RINGRED_GPU"] = self.way
+        self.finish()
         rr.barrier()
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        self.compute(batch)
+        self.compute((inputs, targets))
+        self.finish()
         return time.perf_counter() - start
 
+    def finish(self) -> None:
+        """Wait for the device."""
+        if self.device != "cpu":
+            torch.get_device_module(self.device).current_stream().synchronize()
 
-def build(mode: str, workload_name: str, optimizer_name: str) -> Trainer:
+
+def build(mode: str, workload_name: str, optimizer_name: str, device: str = "cpu") -> Trainer:
     """A model as the seed makes it, on all ranks, and the optimizer that trains it in this mode. Collective."""
     workload = WORKLOADS[workload_name](SEED)
+    workload.model.to(device)
     optimizer = plain_optimizer(optimizer_name, workload.model)
     if mode == "none":
-        return Trainer(workload, workload.model, optimizer)
-    if mode == "ddp":
+        return Trainer(workload, workload.model, optimizer, device)
+    if mode in ("ddp", "nccl"):
         join_gloo()
         options: dict[str, Any] = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
+        if mode == "nccl":
+            options["process_group"] = nccl_group()
         wrapped = DistributedDataParallel(workload.model, **options)
-        return Trainer(workload, wrapped, optimizer)
+        return Trainer(workload, wrapped, optimizer, device)
     hvd.broadcast_parameters(workload.model.state_dict())
     options = {"fused": True} if mode == "fused" else {}
     named = workload.model.named_parameters()
-    return Trainer(workload, workload.model, hvd.DistributedOptimizer(optimizer, named_parameters=named, **options))
+    exchanging = hvd.DistributedOptimizer(optimizer, named_parameters=named, **options)
+    return Trainer(workload, workload.model, exchanging, device, mode if mode in ("staged", "direct") else "")
 
 
 def plain_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
@@ -223,11 +242,25 @@ def plain_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
 
 def join_gloo() -> None:
     """Initialise torch.distributed with ringred's ranks; they meet at a free port that the system chooses."""
+    if dist.is_initialized():
+        return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if rr.rank() == 0 else None
     port = rr.broadcast_object(store.port if store else None)
     store = store or TCPStore("127.0.0.1", port)
     dist.init_process_group("gloo", store=store, rank=rr.rank(), world_size=rr.size())
+
+
+@functools.cache
+def nccl_group() -> Any:
+    """The ranks over NCCL. Raises where it cannot run, as with two ranks on one GPU. Collective."""
+    join_gloo()
+    group = dist.new_group(backend="nccl", timeout=datetime.timedelta(seconds=NCCL_SECONDS))
+    ones = torch.ones(1, device="cuda")
+    dist.all_reduce(ones, group=group)
+    if ones.item() != rr.size():
+        raise RuntimeError(f"the sum of {rr.size()} ones is {ones.item():g}")
+    return group
 
 
 def batch_of(workload: Workload, turn: int) -> Batch:

@@ -74,6 +74,32 @@ def build_command(build: Path, *targets: str) -> list[str]:
     return ["cmake", "--build", str(build), "-j", str(os.cpu_count() or 1), "--target", *targets]
 
 
+def install_command(build: Path) -> list[str]:
+    """The command that installs the built modules into site_of(build)."""
+    return ["cmake", "--install", str(build), "--prefix", str(site_of(build))]
+
+
+def site_of(build: Path) -> Path:
+    """The folder from which ringred is imported."""
+    return build / "site"
+
+
+def link_package(build: Path) -> bool:
+    """Put links to the rest of the package beside the installed modules; False: there are none."""
+    package = site_of(build) / "ringred"
+    if not list(package.glob("_core*.so")):
+        return False
+    for source in (ROOT / "ringred").iterdir():
+        if source.suffix != ".so" and source.name != "__pycache__":
+            (package / source.name).symlink_to(source)
+    return True
+
+
+def module_variables(build: Path) -> dict[str, str]:
+    """What lets Python import it."""
+    return {"PYTHONPATH": os.pathsep.join([str(site_of(build)), str(ROOT / "tools")]), "PYTHONSAFEPATH": "1"}
+
+
 def environment() -> dict[str, str]:
     """This process's variables, and where nvcc is."""
     found = nvcc()

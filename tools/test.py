@@ -47,9 +47,10 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 collectives run on four ranks in tests/hosts."""
 
 ON_FAKE = ["tests/parallel/test_devices.py", "tests/parallel/test_direct.py"]
+_MORE = [*ON_FAKE, "tests/parallel/test_gpu_training.py"]
 _FACE = ("functions", "operations", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
-ON_DEVICES = [*ON_FAKE, *(f"tests/parallel/test_torch_{name}.py" for name in _FACE)]
-"""Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for one."""
+ON_DEVICES = [*_MORE, *(f"tests/parallel/test_torch_{name}.py" for name in _FACE)]
+"""Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for two."""
 
 
 @dataclass(frozen=True)

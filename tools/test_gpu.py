@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -55,6 +54,8 @@ SUITE = {
     4: ["tests/parallel/test_collectives.py", "tests/parallel/test_torch_training.py"],
 }
 """By number of ranks, which files of the pytest suite run on tensors of the GPU."""
+DIRECT = ["tests/parallel/test_torch_training.py", "tests/parallel/test_torch_several_optimizers.py"]
+"""Which of them also run with gradients that are reduced where they lie."""
 MEETING = """
 import numpy, ringred
 ringred.init()
@@ -211,8 +212,8 @@ def python(run: Run, limit: float) -> str:
     see = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 3)"
     if run.command([sys.executable, "-c", see], 120) != 0:
         raise Skip(f"the torch of {sys.executable} can use no GPU here")
-    site = install_module(run)
-    paths = {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "tools")]), "PYTHONSAFEPATH": "1"}
+    install_module(run)
+    paths = gpu_build.module_variables(run.build)
     together(run, ["-c", MEETING], paths)
     if importlib.util.find_spec("cupy") is not None:
         together(run, [str(ROOT / "examples" / "cupy_allreduce.py")], paths)
@@ -220,22 +221,18 @@ def python(run: Run, limit: float) -> str:
         raise Skip("two processes met through torch's store; the pytest suite has no tensors of a GPU yet")
     for count, files in SUITE.items():
         together(run, ["-m", "pytest", "-q", *files], {**paths, DEVICE_VARIABLE: "cuda"}, count, limit)
+    direct = {**paths, DEVICE_VARIABLE: "cuda", "RINGRED_GPU": "direct"}
+    together(run, ["-m", "pytest", "-q", *DIRECT], direct, 2, limit)
     return "the pytest suite on " + ", ".join(map(str, SUITE)) + " ranks"
 
 
-def install_module(run: Run) -> Path:
-    """The folder from which ringred is imported: the built modules, and links to the rest of the package."""
-    site = run.build / "site"
-    shutil.rmtree(site, ignore_errors=True)
-    if run.command(["cmake", "--install", str(run.build), "--prefix", str(site)], 60) != 0:
+def install_module(run: Run) -> None:
+    """Make the folder from which ringred is imported: the built modules, and links to the rest of the package."""
+    shutil.rmtree(gpu_build.site_of(run.build), ignore_errors=True)
+    if run.command(gpu_build.install_command(run.build), 60) != 0:
         raise Failure("cmake --install of the Python module")
-    package = site / "ringred"
-    if not list(package.glob("_core*.so")):
+    if not gpu_build.link_package(run.build):
         raise Failure("the stage 'build' has built no Python module")
-    for source in (ROOT / "ringred").iterdir():
-        if source.suffix != ".so" and source.name != "__pycache__":
-            (package / source.name).symlink_to(source)
-    return site
 
 
 def together(

@@ -57,6 +57,51 @@ def test_without_a_gpu_a_sentence_says_so(
     assert measured.endswith("; nothing was measured.")
 
 
+def test_benchmarks_that_fail_are_told_from_those_that_cannot_run(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A cmake that makes programs which write down how they were called."""
+    bench, build = load("bench_gpu"), tmp_path / "build"
+    program, core = build / "benchmarks/gpu/gpu_bench", build / "site/ringred/_core.so"
+    script(program, f'echo kernels "$@" >> {tmp_path}/calls')
+    install = f"case $* in *--install*) mkdir -p {core.parent}; touch {core};; esac"
+    script(tmp_path / "bin" / "cmake", f"echo cmake >> {tmp_path}/calls; {install}; test ! -e {tmp_path}/broken")
+    training = tmp_path / "training.py"
+    note = f"open('{tmp_path}/calls', 'a').write('rank ' + ' '.join(sys.argv[1:]) + chr(10))"
+    training.write_text(f"import sys\n{note}\n")
+    monkeypatch.setattr(bench, "TRAINING", training)
+    for name, value in {
+        "BUILD": build,
+        "has_gpu": lambda: True,
+        "missing_tool": lambda: None,
+        "reason_against_module": lambda: None,
+        "environment": lambda: {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+    }.items():
+        monkeypatch.setattr(bench.gpu_build, name, value)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+
+    def calls(*words: str) -> tuple[int, list[str]]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        monkeypatch.setattr(sys, "argv", ["tool", "--output", str(tmp_path), *words])
+        status = bench.main()
+        lines = (tmp_path / "calls").read_text().splitlines()
+        return status, [line.split("-gpu-")[-1] for line in lines if line != "cmake"]
+
+    kernels = f"kernels --output {tmp_path}"
+    assert calls() == (0, [kernels, "training.json", "training.json"])
+    assert calls("--only", "leaves") == (0, [f"{kernels} --only leaves"])
+    assert calls("--only", "training") == (0, ["training.json"] * 2)
+    training.write_text("raise SystemExit(3)")
+    assert calls("--only", "training") == (1, [])
+    assert "rank" in capfd.readouterr().err
+    monkeypatch.setattr(bench.gpu_build, "reason_against_module", lambda: "there is no torch")
+    assert calls() == (0, [kernels])
+    assert "no training steps were measured: there is no torch." in capfd.readouterr().out
+    (tmp_path / "broken").touch()
+    assert calls() == (1, [])
+    assert "this failed (exit code 1): cmake" in capfd.readouterr().err
+
+
 def test_exit_code_is_honest(tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(run: Any, limit: float) -> str:
         raise tool.Failure("3 programs passed, the others are named above")
