@@ -53,6 +53,7 @@ class Turns:
         self._stream = library.module.Stream(device=device)
         self._next = 0  # of this round; all before it have been started
         self._packed: dict[int, Callable[[], None]] = {}
+        self._is_over = True  # the last round; the next one has not begun
 
     def check_open(self) -> None:
         """Raise a usage error if the group has ended, and its memory with it."""
@@ -64,16 +65,19 @@ class Turns:
 
     def come(self, number: int, start: Callable[[], None]) -> None:
         """A bucket is packed: start it, and those that waited for it, if it is its turn (2)."""
+        self._is_over = False
         self._packed[number] = start
         while self._next in self._packed:
             self._packed.pop(self._next)()
             self._next += 1
 
     def complete(self) -> None:
-        """All buckets of the round are packed: start those that wait (3). The next round begins."""
+        """All buckets of the round are packed: start those that wait (3). The round is over, as far as hosts go."""
+        if self._is_over:
+            return
         for number in sorted(self._packed):
             self._packed.pop(number)()
-        self._next = 0
+        self._next, self._is_over = 0, True
         self._told(self._group.communicator.check)
 
     def settle(self) -> None:

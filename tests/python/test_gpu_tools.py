@@ -252,10 +252,10 @@ def test_ranks_meet_without_a_launcher(tool: Any, tmp_path: Path, capfd: pytest.
 
 
 def test_python_stage_runs_what_there_is(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks: list[tuple[int, str]] = []
+    ranks: list[tuple[int, str, str]] = []
 
     def together(run: Any, words: list[str], variables: dict[str, str], count: int = 2, limit: float = 1) -> None:
-        ranks.append((count, variables.get(tool.DEVICE_VARIABLE, "cpu")))
+        ranks.append((count, variables.get(tool.DEVICE_VARIABLE, "cpu"), variables.get("RINGRED_GPU", "staged")))
 
     run = make_run(tool, tmp_path)
     monkeypatch.setattr(tool, "together", together)
@@ -265,14 +265,15 @@ def test_python_stage_runs_what_there_is(tool: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run, "command", lambda words, limit, variables=None: 0)
     monkeypatch.setattr(tool, "DEVICE_VARIABLE", "RINGRED_TEST_NODES")  # which the suite reads
     assert tool.python(run, 30) == "the pytest suite on 2, 1, 4 ranks"
-    assert ranks == [(2, "cpu"), (2, "cuda"), (1, "cuda"), (4, "cuda")]
+    jobs = [(2, "cpu"), (2, "cuda"), (1, "cuda"), (4, "cuda")]
+    assert ranks == [*((*job, "staged") for job in jobs), (2, "cuda", "direct")]
     monkeypatch.setattr(tool, "DEVICE_VARIABLE", "RINGRED_TEST_NOTHING")
     with pytest.raises(tool.Skip, match="two processes met"):
         tool.python(run, 30)
     monkeypatch.setattr(run, "command", lambda words, limit, variables=None: 3)
     with pytest.raises(tool.Skip, match="can use no GPU here"):
         tool.python(run, 30)
-    for files in tool.SUITE.values():
+    for files in (*tool.SUITE.values(), tool.DIRECT):
         assert all((ROOT / file).exists() for file in files)
 
 
