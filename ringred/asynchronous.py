@@ -286,7 +286,7 @@ def join(device: int = -1, allow: str = "allreduce", process_set: ProcessSet = g
     if groups.in_use(process_set):
         raise UsageError(
             "A rank that has joined gives nothing to reductions on GPUs, for which the others would wait: an optimizer "
-            f"of ranks {process_set.ranks} makes them. Set {groups.SETTING}={groups.STAGED} on all ranks to use join()."
+            f"of ranks {process_set.ranks} makes them. Set RINGRED_GPU=staged on all ranks to use join()."
         )
     finish = operator.attrgetter("last_joined")
     last: int = start(process_set, "join", "join", [], None, finish, allow=allow == "all").wait()

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ringred import environment
-from ringred.devices.groups import DeviceGroup, Place, lease
+from ringred.devices.groups import DeviceGroup, Place
+from ringred.devices.leases import lease
 from ringred.devices.recognition import torch_library
 from ringred.torch.device_buckets import DeviceBucket
 from ringred.torch.direct_way import DirectWay, Turns

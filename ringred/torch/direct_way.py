@@ -18,7 +18,8 @@ different gradients.
 
 The stream of the group waits on the device for the packing, then reduces, and leaves a mark: whoever delivers, or packs
 again, waits for that on the device. The host waits for nothing, also not for a round that was dropped. It looks for
-errors, which devices report later, at every start, in every `complete` and, waiting for the last start, in `settle`.
+errors, which devices report later, at every start, in every `complete` and, waiting for the last start, in `settle`; a
+thread does so, too (ringred/devices/watch.py).
 
 Invariant: between two rounds, all ranks have made the same calls.
 """
@@ -30,7 +31,8 @@ from typing import Any
 
 import torch
 
-from ringred.devices.groups import DIRECT, SETTING, DeviceGroup
+from ringred.devices.groups import DeviceGroup
+from ringred.devices.leases import DIRECT, SETTING
 from ringred.devices.library import Mark
 from ringred.devices.recognition import torch_library
 from ringred.errors import UsageError
@@ -78,31 +80,26 @@ class Turns:
         for number in sorted(self._packed):
             self._packed.pop(number)()
         self._next, self._is_over = 0, True
-        self._told(self._group.communicator.check)
+        with self._group.used() as communicator:
+            communicator.check()
 
     def settle(self) -> None:
         """Let the host wait until the last reduction is over; raise why there is no result."""
         if self._group.ended:
             return  # together with all ranks, or after a word to them
-        self._told(self._group.communicator.wait)
+        with self._group.used() as communicator:
+            communicator.wait()
 
     def reduce(self, flat: torch.Tensor, packed: Any, carrier: Carrier, name: str) -> Mark:
         """Reduce memory on the group's stream, behind a mark; return the mark behind that."""
         packed.precede_on(self._stream)
         flat.record_stream(self._stream)  # torch's allocator gives it to nobody else before the end
         library: Any = torch_library(flat.device.type)
-        with self._module.stream(self._stream):
+        with self._module.stream(self._stream), self._group.used() as communicator:
             self._group.calls += 1
-            self._told(lambda: carrier.reduce_on_device(self._group.communicator, flat, name))
+            carrier.reduce_on_device(communicator, flat, name)
             mark: Mark = library.mark(flat)
             return mark
-
-    def _told(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except BaseException:
-            self._group.failed = True  # and is leased to nobody again
-            raise
 
 
 class DirectWay:

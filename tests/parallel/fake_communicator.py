@@ -17,7 +17,7 @@ import fake_gpu
 import torch
 
 import ringred as rr
-from ringred.devices import groups
+from ringred.devices import leases
 from ringred.errors import MismatchError, RingredError
 
 _numbers = itertools.count()
@@ -94,4 +94,4 @@ class FakeCommunicator:
 
 def install() -> None:
     """Let optimizers make these for the fake device."""
-    groups.makers[fake_gpu.NAME] = (FakeCommunicator, lambda process_set, ordinal: "")
+    leases.makers[fake_gpu.NAME] = (FakeCommunicator, lambda process_set, ordinal: "")

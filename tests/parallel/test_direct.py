@@ -17,7 +17,7 @@ from torch import nn
 import ringred as rr
 import ringred.torch as hvd
 from ringred import environment
-from ringred.devices import groups
+from ringred.devices import groups, leases, watch
 from ringred.errors import SystemError
 from ringred.torch.device_buckets import DeviceBucket
 from ringred.torch.direct_way import DirectWay
@@ -295,6 +295,28 @@ def test_an_error_of_the_device_comes_with_the_state_or_the_next_step() -> None:
     assert turns._group.failed
 
 
+def test_errors_are_looked_for_while_the_host_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SECONDS", 0.01)
+    model = Branches("fake")
+    optimizer = optimizer_of(model)
+    for number in range(2):
+        step(model, optimizer, [0, 1, 2, 3], number)
+    optimizer.state_dict()
+    group = optimizer._exchange._arrangement.turns[0]._group
+    communicator: Any = group.communicator
+    with group.used():
+        communicator._error = rr.PeerLostError("as if rank 9 had died")
+        time.sleep(0.05)
+        assert not group.failed, "it is in use"
+    deadline = time.monotonic() + 20
+    while not group.failed:
+        assert time.monotonic() < deadline, "nobody looks"
+        time.sleep(0.01)
+    (thread,) = groups._watches
+    groups.end("over", grace_seconds=0)
+    assert not thread._thread.is_alive() and not groups._watches
+
+
 def said_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
     monkeypatch.setattr(environment, "say", lambda text, level, _: said.append(f"{level}: {text}"))
@@ -326,9 +348,9 @@ def test_where_a_rank_cannot_all_go_through_host_memory_and_say_why(
 ) -> None:
     if obstacle == "setting" and rr.rank() == rr.size() - 1:
         monkeypatch.setenv("RINGRED_GPU", "staged")
-    maker, against = groups.makers["fake"]
+    maker, against = leases.makers["fake"]
     against = refuse if obstacle == "driver" else against
-    monkeypatch.setitem(groups.makers, "fake", (OBSTACLES.get(obstacle, maker), against))
+    monkeypatch.setitem(leases.makers, "fake", (OBSTACLES.get(obstacle, maker), against))
     said = said_lines(monkeypatch)
 
     def steps(model: Branches, optimizer: Any) -> None:
@@ -337,7 +359,7 @@ def test_where_a_rank_cannot_all_go_through_host_memory_and_say_why(
 
     optimizer = everywhere(steps)
     assert ways(optimizer) and not any(isinstance(way, DirectWay) for way in ways(optimizer))
-    assert not groups._groups
+    assert not groups.existing
     words = {
         "setting": f"not direct on ranks [{rr.size() - 1}]",
         "driver": "driver is made up",
@@ -362,12 +384,12 @@ def test_groups_are_used_again_and_there_are_not_too_many(monkeypatch: pytest.Mo
         made()
         gc.collect()
     assert (
-        len(groups._groups) == 1
-        and groups._groups[0]._memory is not None
+        len(groups.existing) == 1
+        and groups.existing[0]._memory is not None
         and all(line.startswith("info") for line in said)
     )
-    kept = [made() for _ in range(groups.MOST_GROUPS + 1)]
-    assert [isinstance(ways(one)[0], DirectWay) for one in kept] == [True] * groups.MOST_GROUPS + [False]
+    kept = [made() for _ in range(leases.MOST_GROUPS + 1)]
+    assert [isinstance(ways(one)[0], DirectWay) for one in kept] == [True] * leases.MOST_GROUPS + [False]
     assert len([line for line in said if line.startswith("warning")]) == (rr.rank() == 0)
 
 
