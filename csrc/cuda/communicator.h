@@ -125,7 +125,8 @@ class DeviceCommunicator {
   void end();
 
   // The end of a rank that waits for nobody: what is under way may run out for some seconds, then it breaks off for
-  // `reason`, which peers that still call get to know. Memory that peers may have opened goes with the process.
+  // `reason`, which peers that still call get to know. Memory that peers may have opened goes with the process; where
+  // nothing had to break off, peers may free theirs.
   void abandon(const std::string& reason);
 
  private:

@@ -217,8 +217,11 @@ void DeviceCommunicator::abandon(const std::string& reason) {
   if (ended_) return;
   ended_ = true;
   if (!announcements_) return;
-  if (!run_out()) break_off(ErrorKind::peer_lost, reason);
+  const bool is_over = run_out();
+  if (!is_over) break_off(ErrorKind::peer_lost, reason);
   let_go();
+  auto present = static_cast<std::uint32_t>(HostBlock::present);
+  if (is_over) block(rank()).state.compare_exchange_strong(present, HostBlock::left);  // its mappings are closed
 }
 
 DeviceCommunicator::~DeviceCommunicator() {

@@ -249,7 +249,11 @@ def test_what_lies_in_such_memory_on_one_rank_only_is_a_mismatch(native: Any) ->
 
 
 def test_rank_that_abandons_waits_for_nobody_and_is_named(native: Any) -> None:
-    job = Job(native, 2)
+    for ends in (True, False):
+        one_abandons(Job(native, 2, seconds=5), ends)
+
+
+def one_abandons(job: Job, ends: bool) -> None:
     gone = threading.Event()
     errors: list[str] = []
 
@@ -264,10 +268,13 @@ def test_rank_that_abandons_waits_for_nobody_and_is_named(native: Any) -> None:
         assert gone.wait(LIMIT_SECONDS)
         group.check()  # all is over, so nothing is wrong
         group.wait()
-        group.abandon("nor has this one")
+        if ends:
+            group.end()  # and does not wait for the other rank either
+        else:
+            errors.append(error_of(group, address, 100))
 
     job.run(body)
-    assert not errors
+    assert errors == [] if ends else "rank 1 has left after 1 calls" in errors[0], errors
 
 
 def test_rank_that_abandons_a_call_ends_it_for_all(native: Any) -> None:
