@@ -8,7 +8,7 @@ once (their tests start jobs of their own). Three ranks are on two nodes, told a
 tests/parallel also runs over several hosts that are made on this machine, with so many ranks on each (run_on_hosts.py);
 where they cannot be made, that counts as a skipped test, with the reason.
 
-Two ranks also run two files with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
+Two ranks also run some files with tensors on a device that is made up (tests/parallel/fake_gpu.py). With --device cuda
 nothing runs but these and a few more, with tensors on a GPU, on one rank and on as many as --ranks says; where torch
 sees no GPU, they are skipped. Without mpi4py torchrun starts these ranks, and nobody compares their outcomes.
 The exit code is 0 only if every stage ran to its end, found tests, and none failed.
@@ -46,11 +46,11 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all. The
 collectives run on four ranks in tests/hosts."""
 
-ON_FAKE = ["tests/parallel/test_devices.py", "tests/parallel/test_direct.py"]
+ON_FAKE = [f"tests/parallel/test_{name}.py" for name in ("devices", "direct", "direct_groups")]
 _MORE = [*ON_FAKE, "tests/parallel/test_gpu_training.py"]
 _FACE = ("functions", "operations", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
 ON_DEVICES = [*_MORE, *(f"tests/parallel/test_torch_{name}.py" for name in _FACE)]
-"""Which files also run with all tensors on a device. All pass on the one that is made up, but CI has time for two."""
+"""Which files also run with all tensors on a device. All pass on the one that is made up; CI has time for ON_FAKE."""
 
 
 @dataclass(frozen=True)

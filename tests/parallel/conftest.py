@@ -76,6 +76,19 @@ def fake(device: str) -> Iterator[Any]:
 
 
 @pytest.fixture
+def direct(fake: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ask for gradients that are reduced where they lie, and leave no groups."""
+    from ringred.devices import groups
+
+    if rr.size() == 1:
+        pytest.skip("is about several ranks")
+    monkeypatch.setenv("RINGRED_GPU", "direct")
+    groups.end("a test begins")
+    yield
+    groups.end("a test is over")
+
+
+@pytest.fixture
 def on_cpu(device: str) -> None:
     """Skip where tensors are elsewhere."""
     if device != "cpu":
