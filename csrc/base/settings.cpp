@@ -43,8 +43,7 @@ constexpr auto table = std::to_array<SettingInfo>({
      "Whether autograd gets memory for large gradients from the arena, which saves a copy of each: on or off."},
     {"RINGRED_GPU", "staged", true,
      "How a DistributedOptimizer reduces gradients on GPUs: staged (through host memory), or direct (where they lie, "
-     "on "
-     "one node; has never run on a GPU so far)."},
+     "on one node; has never run on a GPU so far)."},
     {"RINGRED_TIMELINE", "", false,
      "A file into which all ranks write a Chrome trace of their operations, from init() on; for ui.perfetto.dev."},
     {"RINGRED_FLIGHT_RECORDER", "", false,

@@ -12,10 +12,12 @@ Score::Score(int chunks, std::vector<Lane> lanes) : chunks_(chunks), lanes_(std:
 }
 
 void Score::rewind(std::size_t count, std::size_t element_size) {
-  const bool laid_out = element_size_ == element_size && count_ == count;
-  count_ = count;
-  element_size_ = element_size;
-  if (!laid_out) lay_out();
+  if (element_size_ != element_size || count_ != count) {
+    element_size_ = 0;  // what fails half-way is not laid out
+    lay_out(count, element_size);
+    count_ = count;
+    element_size_ = element_size;
+  }
   unfinished_ = lanes_.size();
   for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
     heads_[lane].step = 0;
@@ -23,16 +25,16 @@ void Score::rewind(std::size_t count, std::size_t element_size) {
   }
 }
 
-void Score::lay_out() {
+void Score::lay_out(std::size_t count, std::size_t element_size) {
   spans_.clear();
   for (std::size_t lane = 0; lane < lanes_.size(); ++lane)
     for (std::size_t number = 0; number < lanes_[lane].size(); ++number) {
       const Step& step = lanes_[lane][number];
       Move& move = moves_[lane][number];
       move.out = spans_.size();
-      append_spans(spans_, step.out, chunks_, count_, element_size_);
+      append_spans(spans_, step.out, chunks_, count, element_size);
       move.in = spans_.size();
-      append_spans(spans_, step.in, chunks_, count_, element_size_);
+      append_spans(spans_, step.in, chunks_, count, element_size);
       move.end = spans_.size();
       move.same_chunks = step.out == step.in;
     }

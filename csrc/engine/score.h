@@ -70,7 +70,7 @@ class Score {
     Cursor out, in;
   };
 
-  void lay_out();
+  void lay_out(std::size_t count, std::size_t element_size);
   void enter(std::size_t lane);
   bool has_ended(const Dependency& dependency) const {
     return heads_[static_cast<std::size_t>(dependency.lane)].step > static_cast<std::size_t>(dependency.step);

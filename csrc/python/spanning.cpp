@@ -35,7 +35,8 @@ class SpanningCommunicator {
                        const Nodes& nodes, const std::optional<Costs>& costs)
       : engine_(std::move(engine)),
         group_(group),
-        selection_(settings, {nodes.count(), nodes.columns(), settings.slot_bytes, settings.chunk_bytes}, costs) {}
+        selection_(settings, {nodes.count(), nodes.columns(), settings.slot_bytes, settings.chunk_bytes, nodes.even()},
+                   costs) {}
 
   int rank() { return (*engine_)->rank(); }
   int size() { return (*engine_)->size(); }

@@ -54,9 +54,10 @@ void ColumnPlayers::begin(Stand& stand, std::uint64_t turn, Algorithm algorithm,
                              record_rank(algorithm, node_, nodes_.count(), depth))
                 .first;
   stand.player = &found->second;
-  stand.turn = turn;
+  stand.turn = no_turn;
   stand.links->begin(turn);
   stand.player->start(work);
+  stand.turn = turn;  // last: if memory was lacking, it begins anew
 }
 
 std::vector<int> ColumnPlayers::waits_for(std::uint64_t turn) const {

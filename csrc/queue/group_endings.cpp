@@ -24,9 +24,9 @@ void Group::close(const Error& error, const std::string& reason) {
   {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
-    closed_.emplace(error);
     for (const auto& operation : in_flight_)
       if (operation) failing.push_back(operation);
+    closed_.emplace(error);  // last: where memory was lacking, this is tried again
   }
   if (!reason.empty() && mine_.departure.state.load(std::memory_order_relaxed) == Departure::present) {
     store_text(mine_.departure.reason, reason);

@@ -6,6 +6,7 @@
 
 #include "csrc/base/differences.h"
 #include "csrc/base/text.h"
+#include "csrc/queue/exchange.h"
 #include "csrc/queue/transfers.h"
 #include "csrc/queue/two_shots.h"
 
@@ -50,7 +51,8 @@ std::unique_ptr<Movement> Opening::data_of(const Batch& batch) const {
   behind.slot_bytes -= head_bytes;
   if (batch.kind == CallKind::broadcast && run.count <= std::min(long_broadcast, behind.slot_bytes))
     return std::make_unique<BroadcastMovement>(behind);
-  if (batch.kind != CallKind::allreduce || batch.way) return nullptr;
+  const bool asked = batch.way && (!schedule_of(*batch.way) || schedule_of(batch, run));
+  if (batch.kind != CallKind::allreduce || asked) return nullptr;
   auto sums = std::make_unique<TwoShotMovement>(behind, run);
   return sums->keeps_results() && sums->turns() == 1 ? std::move(sums) : nullptr;
 }

@@ -191,8 +191,9 @@ void Reducing::add_up(const Slots& slots, std::size_t offset, const Pieces& piec
 }
 
 bool OneShotMovement::fits(const Batch& batch, const Run& run) {
-  if (batch.way && batch.way != Way::one_shot) return false;
-  const std::size_t most = batch.way ? batch.slot_bytes : std::min(batch.one_shot_bytes, batch.slot_bytes);
+  if (batch.way == Way::two_shot || schedule_of(batch, run)) return false;
+  const bool asked = batch.way == Way::one_shot;
+  const std::size_t most = asked ? batch.slot_bytes : std::min(batch.one_shot_bytes, batch.slot_bytes);
   return run.count * info(run.wire).size <= most;
 }
 

@@ -14,6 +14,7 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
       schedule_(schedule_of(batch, run)),
       columns_(schedule_ ? nodes_.common_columns() : nodes_.columns()),
       players_(batch.columns),
+      other_(here()),
       rows_(exchange_ == Exchange::sums || schedule_ ? 1 : nodes_.count()),
       count_(run.count),
       pieces_(pieces_of(batch, run)) {
@@ -24,6 +25,8 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
   if (adds_by_node()) turns_ = std::max(turns_, least_turns(count_ * wire_bytes_));
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
   if (!keeps_results()) return;
+  for (int node = nodes_.count() - 1; node >= 0; --node)  // one that sends something there, if there is one
+    if (node != here() && (other_ == here() || !givers_of(node).empty())) other_ = node;
   part_elements_ = std::max(part_elements_, std::min(message_bytes / wire_bytes_, part_room(batch, parts, run.wire)));
   for (int column = 0; column < columns_; ++column) {
     const Part part = part_of(0, 0, column);
@@ -53,8 +56,7 @@ bool TwoShotMovement::reads_arrays(int row, int column) const {
 
 // Where this node's members find the result of a part.
 std::byte* TwoShotMovement::result_in(const Slots& slots, int row, int column) const {
-  const int other = here() == 0 ? 1 : 0;
-  const int node = schedule_ ? here() : exchange_ == Exchange::sums ? other : row;
+  const int node = schedule_ ? here() : exchange_ == Exchange::sums ? other_ : row;
   return slots.of[static_cast<std::size_t>(nodes_.owner(node, column))];
 }
 

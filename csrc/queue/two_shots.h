@@ -69,6 +69,7 @@ class TwoShotMovement : public Movement, protected Reducing {
   std::byte* result_in(const Slots& slots, int row, int column) const;
 
   ColumnPlayers* const players_;
+  int other_;       // node in whose mirrors results are kept
   const int rows_;  // of parts: one for each node that makes results for the others
   const std::size_t count_;
   std::size_t turns_, part_elements_;

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "csrc/select/across_nodes.h"
+
 namespace ringred {
 namespace {
 
@@ -50,12 +52,17 @@ Choice Choice::cheapest(std::span<const Way> ways, std::size_t one_shot_room, co
   return choice;
 }
 
-Choice Choice::across_nodes(std::string_view forced, const Placement& placement) {
+Choice Choice::across_nodes(std::string_view forced, const Placement& placement, bool calls) {
   if (const auto way = way_named(forced)) return by_hand(0, schedule_of(*way) ? *way : Way::hierarchical);
-  std::vector<Way> ways{Way::hierarchical};
-  for (std::size_t number = 0; number < way_names.size(); ++number)
-    if (schedule_of(static_cast<Way>(number))) ways.push_back(static_cast<Way>(number));
-  return cheapest(ways, 0, placement, usual_costs(true));
+  if (placement.nodes < many_nodes || !placement.even) return by_hand(0, Way::hierarchical);
+  constexpr std::array doublings{Way::recursive_doubling, Way::halving_doubling};
+  Choice choice = cheapest(doublings, 0, placement, usual_costs(true));
+  if (!calls) return choice;
+  std::size_t few = 0;
+  while (may_send_sums(placement.nodes, few + 1)) ++few;
+  for (std::vector<Stretch>* stretches : {&choice.arena_, &choice.private_})
+    stretches->insert(stretches->begin(), {few, Way::hierarchical});
+  return choice;
 }
 
 Choice Choice::by_hand(std::size_t one_shot_bytes, Way above) {

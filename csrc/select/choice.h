@@ -22,9 +22,12 @@ class Choice {
   // `one_shot_room` bytes.
   static Choice cheapest(std::span<const Way> ways, std::size_t one_shot_room, const Placement& placement,
                          const Costs& costs);
-  // Across nodes without a file: hierarchical or a schedule, by the usual costs, so the same in every run. A schedule
-  // that is `forced` by name is taken at all sizes, and none where another way is.
-  static Choice across_nodes(std::string_view forced, const Placement& placement);
+  // Across nodes without a file: by node and column, and where there are many nodes by doublings, of which there is one
+  // for short arrays and one for long ones. They add every element up in the same order, so no result depends on how
+  // operations are fused, or on costs. A schedule that is `forced` by name is taken at all sizes, and none where
+  // another way is. `calls`: those of few bytes, which nobody fuses, go by node and column anyhow.
+  static constexpr int many_nodes = 32;
+  static Choice across_nodes(std::string_view forced, const Placement& placement, bool calls);
   // one_shot up to so many bytes, and `above` beyond.
   static Choice by_hand(std::size_t one_shot_bytes, Way above);
 

@@ -47,12 +47,13 @@ struct Costs {
 // where engines of several nodes hand over stages, not ranks a line.
 Costs usual_costs(bool several_nodes = false);
 
-// Where the ranks are. Nodes may differ in ranks: `local` is that of the largest.
+// Where the ranks are. Nodes may differ in ranks: then they are not even, and `local` is that of the largest.
 struct Placement {
   int nodes = 1;
   int local = 1;
   std::size_t slot_bytes = 512 << 10;  // RINGRED_SLOT_BYTES
   std::size_t chunk_bytes = 64 << 10;  // RINGRED_CHUNK_BYTES
+  bool even = true;
   bool several() const { return nodes > 1; }
   int ranks() const { return nodes * local; }
 };

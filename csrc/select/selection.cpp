@@ -17,7 +17,7 @@ Selection::Selection(const Settings& settings, const Placement& placement, const
 
 void Selection::choose() {
   if (placement_.several() && !tuned_) {
-    choice_ = Choice::across_nodes("auto", placement_);
+    choice_ = Choice::across_nodes("auto", placement_, true);
   } else if (!by_hand_) {
     std::vector<Way> candidates;
     for (const Way way : ways())

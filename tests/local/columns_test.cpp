@@ -199,6 +199,37 @@ TEST("long arrays of all types and operators have the same bits on all ranks") {
   }
 }
 
+// What is fused with what depends on the moment; by doublings no result does. On nodes that are a power of two and on
+// others, which lend their sums.
+TEST("doublings give the same bits, however long the array and whatever it is fused with") {
+  constexpr std::size_t count = 3001;
+  for (const std::size_t nodes : {std::size_t{4}, std::size_t{7}}) {
+    std::vector<Bytes> results;
+    for (const std::string_view algorithm : {"recursive_doubling", "halving_doubling"}) {
+      Engines engines(static_cast<int>(nodes), settings_for(algorithm), {}, all_ranks(nodes));
+      engines.run([&](Engine& engine) {
+        for (std::size_t round = 0; round < 6; ++round) {
+          Bytes mine = numbers_of(DType::f32, count, static_cast<std::size_t>(engine.rank())), others = mine;
+          const auto submit = [&](const char* name, Bytes& numbers, std::size_t elements) {
+            Tensor tensor;
+            tensor.input = tensor.output = numbers.data();
+            tensor.dtype = DType::f32;
+            tensor.shape = {static_cast<std::int64_t>(elements)};
+            return engine.submit(0, request_of(CallKind::allreduce, name, {tensor}));
+          };
+          std::shared_ptr<Operation> before;
+          if (round % 2 == 1) before = submit("before", others, 17 * round);
+          const auto operation = submit("mine", mine, count);
+          if (before) wait(engine, before);
+          wait(engine, operation);
+          if (engine.rank() == 0) results.push_back(std::move(mine));
+        }
+      });
+    }
+    for (const Bytes& one : results) CHECK(same(one, results.front()));
+  }
+}
+
 TEST("calls on arrays of the arena and elsewhere take the schedule that they ask for") {
   constexpr std::uint32_t group = RankBlock::callers_group;
   constexpr std::size_t count = 20011;

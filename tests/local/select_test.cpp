@@ -141,19 +141,20 @@ TEST("without a file only ways that add in the order of the ranks are chosen") {
   CHECK(tuned.of(1 << 20, false) == Way::two_shot);  // what has to be converted
 }
 
-TEST("across many nodes a schedule is chosen without a file, by costs that are the same in every run") {
-  const auto chosen = [](int nodes, std::size_t bytes, int local = 2) {
-    const Placement placement{nodes, local};
-    const Way way = Selection(plain_settings(), placement, std::nullopt).of(bytes, true);
-    CHECK(way == Choice::across_nodes("auto", placement).of(bytes, false));  // of what has a name
-    return way;
+TEST("across many nodes doublings are chosen without a file, by their number alone") {
+  const auto calls = [](int nodes, std::size_t bytes, bool even = true) {
+    return Selection(plain_settings(), {nodes, 2, 512 << 10, 64 << 10, even}, std::nullopt).of(bytes, true);
   };
-  for (std::size_t bytes = 1; bytes < std::size_t{1} << 30; bytes *= 2) CHECK(chosen(2, bytes) == Way::hierarchical);
-  CHECK(chosen(32, 8) == Way::hierarchical);  // one message to each node
-  CHECK(chosen(32, 64 << 10) == Way::recursive_doubling);
-  CHECK(schedule_of(chosen(64, 64 << 20, 8)).has_value());
-  CHECK(Choice::across_nodes("ring", {2, 2}).of(8, false) == Way::ring);
-  CHECK(Choice::across_nodes("two_shot", {32, 2}).of(64 << 10, false) == Way::hierarchical);
+  for (std::size_t bytes = 1; bytes < std::size_t{1} << 30; bytes *= 2) {
+    CHECK(calls(2, bytes) == Way::hierarchical && calls(31, bytes) == Way::hierarchical);
+    CHECK(calls(64, bytes, false) == Way::hierarchical);
+    const Way named = Choice::across_nodes("auto", {32, 2}, false).of(bytes, false);
+    CHECK(named == Way::recursive_doubling || named == Way::halving_doubling);
+    CHECK(calls(32, bytes) == (bytes <= 512 ? Way::hierarchical : named));  // one message to each node
+  }
+  CHECK(calls(32, 4 << 10) == Way::recursive_doubling && calls(32, 64 << 20) == Way::halving_doubling);
+  CHECK(Choice::across_nodes("ring", {2, 2}, false).of(8, false) == Way::ring);
+  CHECK(Choice::across_nodes("two_shot", {32, 2}, false).of(64 << 10, false) == Way::hierarchical);
 }
 
 TEST("by hand: algorithms and thresholds") {
