@@ -30,8 +30,8 @@ def allreduce(array: Array, op: Op = Op.Average, *, out: Array = None, tag: str 
     """Return the combination of all ranks' arrays, as a new array of the same kind, shape and dtype, or in `out`.
 
     All ranks get the same bits, and the same from run to run: values are combined in rank order. Across nodes those of
-    each node are combined first, in rank order, then the nodes' results, in their order or, from 32 nodes on, in that of
-    a binary tree; half types are rounded after each of the two.
+    each node are combined first, in rank order, then the nodes' results, in their order or, from 32 nodes on, in
+    that of a binary tree; half types are rounded after each of the two.
 
     Args:
         array: a numpy array, torch tensor, CuPy array, or anything with the buffer protocol, DLPack or

@@ -93,8 +93,10 @@ def test_a_stray_write_is_named_after_the_stacks_of_a_faulthandler_that_came_lat
         pytest.importorskip("torch", reason="needs torch")
     enabled_later = "faulthandler.disable()\nview = guard()\nfaulthandler.enable()\nview.protect()\n"
     error = error_of(enabled_later + textwrap.dedent(STRAY[kind]))
-    assert error.count(WORDS) == error.count("Fatal Python error") == 1
-    if "torch" not in STRAY[kind]:  # torch's threads fault at once, and one may speak while another writes the stacks
+    assert error.count(WORDS) == 1 and "Fatal Python error" in error
+    # torch's threads fault at once: one may speak while another writes the stacks, and several may write them
+    if "torch" not in STRAY[kind]:
+        assert error.count("Fatal Python error") == 1
         assert error.startswith("Fatal Python error") and error.index('File "<string>", line') < error.index(WORDS)
 
 
