@@ -122,7 +122,7 @@ TEST("every schedule gives the sum on all ranks, whatever else is in flight") {
       Engines engines(static_cast<int>(nodes.size()), settings_for(algorithm), {}, nodes);
       engines.run([&](Engine& engine) {
         RandomDelay delay(engine.rank());
-        for (std::size_t round = 0; round < 3; ++round) {
+        for (std::size_t round = 0; round < (sanitized ? 1 : 3); ++round) {
           std::vector<std::vector<float>> values;
           std::vector<std::shared_ptr<Operation>> operations;
           for (std::size_t i = 0; i < std::size(counts); ++i) {
@@ -158,6 +158,7 @@ TEST("long arrays of all types and operators have the same bits on all ranks") {
     Engines engines(static_cast<int>(nodes.size()), settings, {}, nodes);
     for (const DType dtype : {DType::f32, DType::f64, DType::i32, DType::bf16})
       for (const Op op : {Op::sum, Op::average, Op::max}) {
+        if (sanitized && dtype != DType::f32) continue;
         std::vector<Bytes> before, after(nodes.size());
         for (std::size_t rank = 0; rank < nodes.size(); ++rank) before.push_back(numbers_of(dtype, count, rank));
         engines.run([&](Engine& engine) {
@@ -240,7 +241,7 @@ TEST("calls on arrays of the arena and elsewhere take the schedule that they ask
       RandomDelay delay(engine.rank());
       const auto block = engines.arena(engine.rank()).allocate(count * sizeof(float));
       auto* array = reinterpret_cast<float*>(block->data());
-      for (std::size_t round = 0; round < (sanitized ? 12 : 24); ++round) {
+      for (std::size_t round = 0; round < (sanitized ? 6 : 24); ++round) {
         delay();
         auto values = values_of(engine.rank(), count, round);
         Request request = request_of(CallKind::allreduce, "call", {tensor_of(values, DType::f32)});
