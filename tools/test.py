@@ -46,6 +46,8 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all. The
 collectives run on four ranks in tests/hosts."""
 
+MORE_JOBS = [f"tests/mpi/test_{name}.py" for name in ("engine_faults", "faults", "run")]
+
 ON_FAKE = [f"tests/parallel/test_{name}.py" for name in ("devices", "direct", "direct_groups")]
 _MORE = [*ON_FAKE, "tests/parallel/test_gpu_training.py"]
 _FACE = ("functions", "operations", "optimizer_options", "several_optimizers", "sync_batch_norm", "training")
@@ -125,9 +127,12 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     if not args.only_ranks:
         alone = ["tests/python", "tests/parallel", "--ignore=tests/parallel/test_torch_buckets.py"]  # of several ranks
         found.append(pytest_stage("1 rank", alone, args.pytest))
-        found.append(pytest_stage("jobs started by tests", ["tests/mpi"], args.pytest))
-        # The tests of both mostly wait for the jobs that they have started.
-        found.append(replace(pytest_stage("hosts made by tests", ["tests/hosts"], args.pytest), beside=True))
+        # Their tests mostly wait for the jobs that they have started.
+        found.append(
+            pytest_stage("jobs started by tests", ["tests/mpi", *(f"--ignore={one}" for one in MORE_JOBS)], args.pytest)
+        )
+        for name, places in (("more jobs started by tests", MORE_JOBS), ("hosts made by tests", ["tests/hosts"])):
+            found.append(replace(pytest_stage(name, places, args.pytest), beside=True))
     found += [ranks_stage(ranks, args.pytest) for ranks in args.ranks]
     if 2 in args.ranks:
         found.append(ranks_stage(2, args.pytest, "fake"))
