@@ -21,6 +21,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all. The
 collectives run on four ranks in tests/hosts."""
 
+# Half of what tests/mpi takes, to run beside the rest.
 MORE_JOBS = [f"tests/mpi/test_{name}.py" for name in ("engine_faults", "faults", "run")]
 
 ON_FAKE = [f"tests/parallel/test_{name}.py" for name in ("devices", "direct", "direct_groups")]
@@ -96,6 +98,8 @@ def main() -> int:
     )
     parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments for pytest")
     args = parser.parse_args()
+    # A shell ignores it for what it starts in the background, and so would all that is started here, to be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir()
     total = Count()
