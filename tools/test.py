@@ -47,8 +47,9 @@ FILES = {4: [f"tests/parallel/test_{name}.py" for name in (*_CALLS, "torch_fused
 """By number of ranks, which files: with more ranks than cores those that wait for each other most. Else all. The
 collectives run on four ranks in tests/hosts."""
 
-# Half of what tests/mpi takes, to run beside the rest.
-MORE_JOBS = [f"tests/mpi/test_{name}.py" for name in ("engine_faults", "faults", "run")]
+RUN = "tests/mpi/test_run.py"  # looks for what jobs leave in /dev/shm, so no other jobs may come and go
+APART = [f"tests/mpi/test_{name}.py" for name in ("bench", "diagnosis", "links")]
+"""Of tests/mpi, what runs by itself, and what runs beside the rest: with Open MPI alone, whose traces nobody looks for."""
 
 ON_FAKE = [f"tests/parallel/test_{name}.py" for name in ("devices", "direct", "direct_groups")]
 _MORE = [*ON_FAKE, "tests/parallel/test_gpu_training.py"]
@@ -131,11 +132,11 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     if not args.only_ranks:
         alone = ["tests/python", "tests/parallel", "--ignore=tests/parallel/test_torch_buckets.py"]  # of several ranks
         found.append(pytest_stage("1 rank", alone, args.pytest))
-        # Their tests mostly wait for the jobs that they have started.
-        found.append(
-            pytest_stage("jobs started by tests", ["tests/mpi", *(f"--ignore={one}" for one in MORE_JOBS)], args.pytest)
-        )
-        for name, places in (("more jobs started by tests", MORE_JOBS), ("hosts made by tests", ["tests/hosts"])):
+        found.append(pytest_stage("jobs of ringred run", [RUN], args.pytest))
+        # Tests that mostly wait for the jobs that they have started.
+        rest = ["tests/mpi", *(f"--ignore={one}" for one in (RUN, *APART))]
+        found.append(pytest_stage("jobs started by tests", rest, args.pytest))
+        for name, places in (("more jobs started by tests", APART), ("hosts made by tests", ["tests/hosts"])):
             found.append(replace(pytest_stage(name, places, args.pytest), beside=True))
     found += [ranks_stage(ranks, args.pytest) for ranks in args.ranks]
     if 2 in args.ranks:
