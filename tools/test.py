@@ -49,7 +49,7 @@ collectives run on four ranks in tests/hosts."""
 
 RUN = "tests/mpi/test_run.py"  # looks for what jobs leave in /dev/shm, so no other jobs may come and go
 APART = [f"tests/mpi/test_{name}.py" for name in ("bench", "diagnosis", "links")]
-"""Of tests/mpi, what runs by itself, and what runs beside the rest: with Open MPI alone, whose traces nobody looks for."""
+"""Of tests/mpi, what runs by itself, and what runs beside the rest: with Open MPI, whose traces nobody looks for."""
 
 ON_FAKE = [f"tests/parallel/test_{name}.py" for name in ("devices", "direct", "direct_groups")]
 _MORE = [*ON_FAKE, "tests/parallel/test_gpu_training.py"]
