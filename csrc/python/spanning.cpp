@@ -19,6 +19,7 @@
 #include "csrc/python/python_engine.h"
 #include "csrc/python/selection.h"
 #include "csrc/python/settings.h"
+#include "csrc/queue/exchange.h"
 #include "csrc/queue/nodes.h"
 #include "csrc/select/calibrate.h"
 
@@ -33,10 +34,7 @@ class SpanningCommunicator {
  public:
   SpanningCommunicator(std::shared_ptr<PythonEngine> engine, std::uint32_t group, const Settings& settings,
                        const Nodes& nodes, const std::optional<Costs>& costs)
-      : engine_(std::move(engine)),
-        group_(group),
-        selection_(settings, {nodes.count(), nodes.columns(), settings.slot_bytes, settings.chunk_bytes, nodes.even()},
-                   costs) {}
+      : engine_(std::move(engine)), group_(group), selection_(settings, placement_of(nodes, settings), costs) {}
 
   int rank() { return (*engine_)->rank(); }
   int size() { return (*engine_)->size(); }

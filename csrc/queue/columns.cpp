@@ -62,7 +62,7 @@ void ColumnPlayers::begin(Stand& stand, std::uint64_t turn, Algorithm algorithm,
 
 std::vector<int> ColumnPlayers::waits_for(std::uint64_t turn) const {
   std::vector<int> members;
-  if (const Stand& stand = stand_of(turn); stand.turn == turn)
+  if (const Stand& stand = stands_[turn % stands_.size()]; stand.turn == turn)
     for (const int node : stand.player->waiting_peers()) members.push_back(nodes_.owner(node, place_));
   return members;
 }

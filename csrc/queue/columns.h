@@ -80,7 +80,6 @@ class ColumnPlayers {
     std::uint64_t turn = no_turn;
   };
 
-  const Stand& stand_of(std::uint64_t turn) const { return stands_[turn % stands_.size()]; }
   void begin(Stand& stand, std::uint64_t turn, Algorithm algorithm, const Work& work);
 
   const Nodes& nodes_;

@@ -34,6 +34,10 @@ std::optional<Algorithm> schedule_of(const Batch& batch, const Run& run) {
   return possible ? schedule : std::nullopt;
 }
 
+Placement placement_of(const Nodes& nodes, const Settings& settings) {
+  return {nodes.count(), nodes.columns(), settings.slot_bytes, settings.chunk_bytes, nodes.even()};
+}
+
 Exchange exchange_of(const Batch& batch, const Run& run) {
   if (!adds_by_node(batch, run)) return Exchange::unreduced;
   if (schedule_of(batch, run)) return Exchange::schedule;

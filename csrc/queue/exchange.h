@@ -8,7 +8,9 @@
 #include <optional>
 
 #include "csrc/algorithms/algorithms.h"
+#include "csrc/base/settings.h"
 #include "csrc/queue/movements.h"
+#include "csrc/select/costs.h"
 
 namespace ringred {
 
@@ -21,8 +23,15 @@ enum class Exchange : std::uint8_t {
 
 Exchange exchange_of(const Batch& batch, const Run& run);
 
+// Whether each node makes all results for itself, and no other one needs them.
+constexpr bool keeps_results(Exchange exchange) {
+  return exchange == Exchange::sums || exchange == Exchange::schedule;
+}
+
 // The schedule, where it is one.
 std::optional<Algorithm> schedule_of(const Batch& batch, const Run& run);
+
+Placement placement_of(const Nodes& nodes, const Settings& settings);
 
 // Whether sums are made by node. They are not where an average is divided as an integer: sums of their own width cannot
 // carry it.

@@ -7,6 +7,7 @@
 #include "csrc/base/text.h"
 #include "csrc/memory/limits.h"
 #include "csrc/queue/bell.h"
+#include "csrc/queue/exchange.h"
 
 namespace ringred {
 namespace {
@@ -71,10 +72,7 @@ Group::Group(Setup setup)
                                                  setup_.memory, layout_, sequencer_.get(), &*packets_},
                                   nodes_);
     columns_.emplace(*mirrors_, *packets_, nodes_, setup_.index);
-    across_nodes_ = Choice::across_nodes(
-        setup_.settings->algorithm,
-        {nodes_.count(), nodes_.columns(), setup_.settings->slot_bytes, setup_.settings->chunk_bytes, nodes_.even()},
-        false);
+    across_nodes_ = Choice::across_nodes(setup_.settings->algorithm, placement_of(nodes_, *setup_.settings), false);
   }
   player_.emplace(setup_.blocks, setup_.index, layout_, nodes_, mirrors_.get());
 }

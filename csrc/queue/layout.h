@@ -7,6 +7,7 @@
 
 #include "csrc/base/round.h"
 #include "csrc/queue/shared.h"
+#include "csrc/select/across_nodes.h"
 
 namespace ringred {
 
@@ -17,10 +18,8 @@ struct GroupLayout {
   std::size_t size;        // of the group
   std::size_t slot_bytes;  // each
 
-  // Across nodes slots are twice as large: a turn has two messages in each direction, and fewer of them that are longer
-  // take less time (docs/decisions/0008).
   static GroupLayout of(std::size_t size, std::size_t parts, bool spans_nodes, std::size_t slot_setting) {
-    const std::size_t wanted_slot_bytes = slot_setting * (spans_nodes ? 2 : 1);
+    const std::size_t wanted_slot_bytes = slot_setting * (spans_nodes ? larger_slots : 1);
     // A slot is divided among the ranks, or the parts of a turn, in whole cache lines; one may be taken before.
     const std::size_t least = 64 * ((parts > size ? parts : size) + 1);
     return {size, round_up(wanted_slot_bytes > least ? wanted_slot_bytes : least, page)};

@@ -11,9 +11,7 @@ namespace {
 
 // Where each node makes all results, the first one counts their squares.
 NormKernel norm_of(const Batch& batch, const Run& run) {
-  const Exchange exchange = exchange_of(batch, run);
-  const bool all_make = exchange == Exchange::sums || exchange == Exchange::schedule;
-  const bool elsewhere = batch.nodes->of(batch.index) > 0 && all_make;
+  const bool elsewhere = batch.nodes->of(batch.index) > 0 && keeps_results(exchange_of(batch, run));
   const bool counts = run.measured && !batch.mine.empty() && !elsewhere;
   return counts ? norm_kernel(*batch.instruction_set, run.dtype) : nullptr;
 }
@@ -67,7 +65,6 @@ Reducing::Reducing(const Batch& batch, const Run& run)
           reduce_kernel(*batch.instruction_set, run.wire, by_node_ && divides_first(batch, run) ? Op::sum : batch.op)),
       adding_(reduce_kernel(*batch.instruction_set, run.wire,
                             batch.op == Op::average && !divides_first(batch, run) ? Op::sum : batch.op)),
-      joining_(reduce_kernel(*batch.instruction_set, run.wire, batch.op == Op::average ? Op::sum : batch.op)),
       norm_(norm_of(batch, run)),
       divides_(batch.op == Op::average),
       divides_first_(divides_first(batch, run)),

@@ -53,8 +53,8 @@ class Reducing {
   bool adds_by_node() const { return by_node_; }
   int here() const { return here_; }
   const std::vector<int>& givers_of(int node) const { return givers_of_[static_cast<std::size_t>(node)]; }
-  // Of two nodes' sums, which a schedule brings together.
-  ReduceKernel joining() const { return joining_; }
+  // Adds up what members have; where halves are not averaged, also what nodes have.
+  ReduceKernel adding() const { return adding_; }
 
   const std::span<Operation* const> mine_;
   const std::span<const int> givers_;
@@ -74,7 +74,7 @@ class Reducing {
   const bool plain_;
   const ScaleKernel to_wire_, from_wire_;
   const bool by_node_;
-  const ReduceKernel kernel_, adding_, joining_;
+  const ReduceKernel kernel_, adding_;
   const NormKernel norm_;  // null: not asked for
   const bool divides_, divides_first_;
   const int here_;                            // the own node

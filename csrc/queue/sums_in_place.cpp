@@ -6,8 +6,7 @@
 namespace ringred {
 
 bool SumsInPlace::fits(const Batch& batch, const Run& run) {
-  const Exchange exchange = exchange_of(batch, run);
-  return !batch.arrays.empty() && !run.measured && (exchange == Exchange::sums || exchange == Exchange::schedule);
+  return !batch.arrays.empty() && !run.measured && ringred::keeps_results(exchange_of(batch, run));
 }
 
 SumsInPlace::SumsInPlace(const Batch& batch, const Run& run)

@@ -10,12 +10,11 @@ namespace ringred {
 TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
     : Reducing(batch, run),
       nodes_(*batch.nodes),
-      exchange_(exchange_of(batch, run)),
       schedule_(schedule_of(batch, run)),
       columns_(schedule_ ? nodes_.common_columns() : nodes_.columns()),
       players_(batch.columns),
-      other_(here()),
-      rows_(exchange_ == Exchange::sums || schedule_ ? 1 : nodes_.count()),
+      rows_(ringred::keeps_results(exchange_of(batch, run)) ? 1 : nodes_.count()),
+      results_on_(here()),
       count_(run.count),
       pieces_(pieces_of(batch, run)) {
   constexpr std::size_t line = 64;
@@ -25,8 +24,8 @@ TwoShotMovement::TwoShotMovement(const Batch& batch, const Run& run)
   if (adds_by_node()) turns_ = std::max(turns_, least_turns(count_ * wire_bytes_));
   part_elements_ = round_up(divide_up(divide_up(count_, turns_), parts), unit);
   if (!keeps_results()) return;
-  for (int node = nodes_.count() - 1; node >= 0; --node)  // one that sends something there, if there is one
-    if (node != here() && (other_ == here() || !givers_of(node).empty())) other_ = node;
+  for (int node = nodes_.count() - 1; node >= 0 && !schedule_; --node)  // one that sends something, if there is one
+    if (node != here() && (results_on_ == here() || !givers_of(node).empty())) results_on_ = node;
   part_elements_ = std::max(part_elements_, std::min(message_bytes / wire_bytes_, part_room(batch, parts, run.wire)));
   for (int column = 0; column < columns_; ++column) {
     const Part part = part_of(0, 0, column);
@@ -56,8 +55,7 @@ bool TwoShotMovement::reads_arrays(int row, int column) const {
 
 // Where this node's members find the result of a part.
 std::byte* TwoShotMovement::result_in(const Slots& slots, int row, int column) const {
-  const int node = schedule_ ? here() : exchange_ == Exchange::sums ? other_ : row;
-  return slots.of[static_cast<std::size_t>(nodes_.owner(node, column))];
+  return slots.of[static_cast<std::size_t>(nodes_.owner(keeps_results() ? results_on_ : row, column))];
 }
 
 std::span<const int> TwoShotMovement::summands(int column) {
@@ -92,7 +90,7 @@ bool TwoShotMovement::play(std::size_t turn, const Slots& slots) {
     if (!owns(column)) continue;
     const Part part = part_of(turn, 0, column);
     return players_->play(slots.turn, *schedule_,
-                          {slots.of[index_] + part.offset, wire_bytes_, part.end - part.begin, joining()});
+                          {slots.of[index_] + part.offset, wire_bytes_, part.end - part.begin, adding()});
   }
   return true;
 }

@@ -58,7 +58,6 @@ class TwoShotMovement : public Movement, protected Reducing {
   std::span<const int> summands(int column);
 
   const Nodes& nodes_;
-  const Exchange exchange_;
   const std::optional<Algorithm> schedule_;
   const int columns_;
 
@@ -69,8 +68,8 @@ class TwoShotMovement : public Movement, protected Reducing {
   std::byte* result_in(const Slots& slots, int row, int column) const;
 
   ColumnPlayers* const players_;
-  int other_;       // node in whose mirrors results are kept
   const int rows_;  // of parts: one for each node that makes results for the others
+  int results_on_;  // where results are kept: in the slots of this node's owners, or in the mirrors of another's
   const std::size_t count_;
   std::size_t turns_, part_elements_;
   Pieces pieces_;

@@ -9,6 +9,10 @@ namespace ringred {
 // Bytes that are sent in the time that a message takes, about.
 constexpr std::size_t message_bytes = std::size_t{16} << 10;
 
+// How many times as large as RINGRED_SLOT_BYTES slots are: a turn has two messages in each direction, and fewer of them
+// that are longer take less time (docs/decisions/0008).
+constexpr std::size_t larger_slots = 2;
+
 // Whether nodes send each other their sums whole, (K-1) S bytes of each instead of 2 (K-1)/K S: what is more than the
 // latter must take less time than the message that is saved.
 constexpr bool may_send_sums(int nodes, std::size_t bytes) {

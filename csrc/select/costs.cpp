@@ -43,9 +43,9 @@ double reach_of(double bytes) {
   return std::min(bytes / long_bytes, 1.0);
 }
 
-// Turns of what goes by node and column; slots are twice as large across nodes (csrc/queue/layout.h).
+// Turns of what goes by node and column.
 double turns_of(double bytes, const Placement& placement) {
-  const double turns = std::ceil(bytes / (2 * static_cast<double>(placement.slot_bytes)));
+  const double turns = std::ceil(bytes / static_cast<double>(larger_slots * placement.slot_bytes));
   return std::max(turns, static_cast<double>(least_turns(static_cast<std::size_t>(bytes))));
 }
 
